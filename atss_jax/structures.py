@@ -33,8 +33,9 @@ class Batch(NamedTuple):
     image_size: Int[AnyArray, "*B 2"]
     """(h, w) of the content, px, after resizing."""
     ground_truth: GroundTruth
-    image_id: Int[AnyArray, "*B"]
-    """The data set's image id (int64 on the host, kept by the loader), -1 for padding rows."""
+    record_index: Int[AnyArray, "*B"]
+    """int32 index into the data set's records (`dataset.image_ids[i]` is the COCO id); -1 marks
+    the rows that fill up the last batches of an evaluation."""
     scale: Float[AnyArray, "*B 2"]
     """(y, x) factors: resized = original * scale."""
 
