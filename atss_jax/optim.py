@@ -1,6 +1,6 @@
 """Learning-rate schedule, parameter groups and the optimizer.
 
-The official rules (sec. 9 of the recipe): SGD with momentum 0.9, weight decay 1e-4, constant warm-up
+The official rules: SGD with momentum 0.9, weight decay 1e-4, constant warm-up
 at 1/3 for 500 iterations, x0.1 at fixed steps; every parameter whose name contains "bias" learns
 twice as fast and without weight decay. Frozen parameters get no update and no optimizer state.
 """

@@ -1,0 +1,219 @@
+"""Where numbers go: JSON lines always, TensorBoard when installed, Weights & Biases when asked.
+
+`metrics.jsonl` holds what the run computes: one line a step and one an evaluation, in order, equal
+for an interrupted and an uninterrupted run. What depends on the machine (times, rates) goes to
+`timing.jsonl`.
+"""
+
+import importlib.util
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+
+def read_rows(path: str | epath.Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; a torn last line (a kill while writing) is left out."""
+    path = epath.Path(path)
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class JsonLines:
+    """Appends rows with a "step" to a file, and forgets those that a restored run repeats."""
+
+    def __init__(self, path: str | epath.Path, *, keep_until: int):
+        """Opens `path`, dropping rows of steps after `keep_until`."""
+        self._path = epath.Path(path)
+        rows = [row for row in read_rows(self._path) if row["step"] <= keep_until]
+        temporary = self._path.with_name(self._path.name + ".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.rename(self._path)
+        self._file = open(os.fspath(self._path), "a")  # noqa: SIM115 - closed by close()
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Appends one row."""
+        self._file.write(json.dumps(row) + "\n")
+
+    def flush(self) -> None:
+        """Puts all rows on disk: before a checkpoint that counts on them."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self.flush()
+        self._file.close()
+
+
+class MetricWriter:
+    """All sinks of one process; the processes beside the first write nothing.
+
+    Args:
+      workdir: folder of the run.
+      keep_until: step of the restored checkpoint; later rows are dropped and written again.
+      is_active: False on processes beside the first.
+      wandb_project: Weights & Biases project, "" for none.
+      config: the recipe as a dict, for Weights & Biases.
+    """
+
+    def __init__(
+        self,
+        workdir: str | epath.Path,
+        *,
+        keep_until: int,
+        is_active: bool = True,
+        wandb_project: str = "",
+        config: Mapping[str, Any] | None = None,
+    ):
+        workdir = epath.Path(workdir)
+        self._active = is_active
+        self._metrics = self._timing = self._tensorboard = self._wandb = None
+        if not is_active:
+            return
+        self._metrics = JsonLines(workdir / "metrics.jsonl", keep_until=keep_until)
+        self._timing = JsonLines(workdir / "timing.jsonl", keep_until=keep_until)
+        if importlib.util.find_spec("tensorboardX"):
+            from tensorboardX import SummaryWriter
+
+            self._tensorboard = SummaryWriter(
+                os.fspath(workdir / "tensorboard"), purge_step=keep_until + 1
+            )
+        if wandb_project:
+            if not importlib.util.find_spec("wandb"):
+                raise ValueError(
+                    f"run.wandb={wandb_project!r}, but wandb is not installed. "
+                    "pip install 'atss_jax[wandb]', or set run.wandb=''."
+                )
+            import wandb
+
+            self._wandb = wandb.init(
+                project=wandb_project, dir=os.fspath(workdir), config=dict(config or {})
+            )
+
+    def write(self, step: int, values: Mapping[str, float], *, prefix: str = "") -> None:
+        """Writes computed scalars of a step; names are prefixed in every sink."""
+        self._write(self._metrics, step, {prefix + k: v for k, v in values.items()})
+
+    def write_timing(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes scalars that depend on the machine."""
+        self._write(self._timing, step, dict(values))
+
+    def write_image(self, step: int, name: str, rgb: np.ndarray) -> None:
+        """Writes a picture, uint8 [H, W, 3], to TensorBoard and W&B."""
+        if self._tensorboard is not None:
+            self._tensorboard.add_image(name, rgb, step, dataformats="HWC")
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(rgb)}, step=step)
+
+    def flush(self) -> None:
+        """Puts everything written so far on disk."""
+        for sink in (self._metrics, self._timing, self._tensorboard):
+            if sink is not None:
+                sink.flush()
+
+    def close(self) -> None:
+        """Flushes and closes all sinks."""
+        for sink in (self._metrics, self._timing, self._tensorboard):
+            if sink is not None:
+                sink.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def _write(self, sink: JsonLines | None, step: int, values: dict[str, float]) -> None:
+        if sink is None:
+            return
+        sink.write({"step": step, **values})
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                if np.isfinite(value):
+                    self._tensorboard.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(values, step=step)
+
+
+class Progress:
+    """One line that tells how the run goes: rewritten on a terminal, a new one elsewhere.
+
+    Args:
+      start_step: step of the restored checkpoint.
+      num_steps: last step of the run.
+      is_active: False prints nothing.
+    """
+
+    def __init__(self, start_step: int, num_steps: int, *, is_active: bool = True):
+        self._start, self._num_steps = start_step, num_steps
+        self._active = is_active
+        self._terminal = sys.stderr.isatty()
+        self._seconds = 0.0
+        self._steps = 0
+        self._last: tuple[int, float] = (start_step, time.monotonic())
+
+    def pause(self) -> None:
+        """Starts the clock anew, after something that is no training (evaluation, saving)."""
+        self._last = (self._last[0], time.monotonic())
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far."""
+        return self._seconds
+
+    def report(self, step: int, batch_size: int, values: Mapping[str, str]) -> float:
+        """Prints a line; returns images per second since the last one.
+
+        Args:
+          step: steps done.
+          batch_size: images a step.
+          values: further texts to show.
+        """
+        now = time.monotonic()
+        steps, seconds = step - self._last[0], max(now - self._last[1], 1e-9)
+        self._last = (step, now)
+        self._seconds += seconds
+        self._steps += steps
+        rate = steps * batch_size / seconds
+        left = (self._num_steps - step) * self._seconds / max(self._steps, 1)
+        texts = [f"step {step}/{self._num_steps}", f"{rate:.1f} images/s", f"{_clock(left)} left"]
+        texts += [f"{name} {text}" for name, text in values.items()]
+        self._print("  ".join(texts))
+        return rate
+
+    def note(self, text: str) -> None:
+        """Prints a line that stays."""
+        if self._active:
+            print(("\r\033[K" if self._terminal else "") + text, file=sys.stderr, flush=True)
+
+    def _print(self, text: str) -> None:
+        if not self._active:
+            return
+        if self._terminal:
+            print("\r\033[K" + text, end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def configure_logging() -> None:
+    """Warnings and errors of this package on stderr, one line each."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

@@ -1,0 +1,143 @@
+"""Processes, the device mesh and array placement: data parallelism in the global view.
+
+One mesh axis, "data", over all devices of all hosts. Arrays are global; each host holds its rows.
+There are no collectives by name anywhere: the compiler inserts them from the shardings.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = "data"
+"""The only mesh axis."""
+
+
+def initialize(
+    *, mode: str, coordinator: str, num_processes: int, process_id: int, timeout: int
+) -> None:
+    """Joins the job's processes; a no-op for mode "none" or when already joined.
+
+    Args:
+      mode: "none" (one process), "auto" (JAX reads the cluster: Cloud TPU, SLURM, Open MPI,
+        Kubernetes) or "address" (`coordinator` and the two numbers).
+      coordinator: host:port of process 0.
+      num_processes: processes of the job.
+      process_id: this one, from 0.
+      timeout: seconds to wait for all of them.
+
+    Raises:
+      ValueError: unknown mode, or an address that is not complete.
+      RuntimeError: the processes did not meet; says which address, count and timeout.
+    """
+    if mode == "none" or jax.distributed.is_initialized():
+        return
+    if mode == "auto":
+        arguments: dict[str, Any] = {}
+    elif mode == "address":
+        if not coordinator or num_processes < 1 or not 0 <= process_id < num_processes:
+            raise ValueError(
+                f"run.coordinator={coordinator!r}, run.num_processes={num_processes}, "
+                f"run.process_id={process_id}: give host:port of process 0, the number of "
+                "processes, and this one's number from 0."
+            )
+        arguments = {
+            "coordinator_address": coordinator,
+            "num_processes": num_processes,
+            "process_id": process_id,
+        }
+    else:
+        raise ValueError(f'run.distributed={mode!r}: use "none", "auto" or "address".')
+    try:
+        jax.distributed.initialize(
+            initialization_timeout=timeout, heartbeat_timeout_seconds=60, **arguments
+        )
+    except Exception as error:
+        where = f"{coordinator} as process {process_id} of {num_processes}"
+        raise RuntimeError(
+            f"could not join the job at {where if mode == 'address' else 'the cluster address'} "
+            f"within {timeout} s (run.init_timeout). Check that all processes run, that the port "
+            f"is open, and that they agree on the address. JAX says: {error}"
+        ) from error
+
+
+def make_mesh() -> Mesh:
+    """A mesh of one axis, "data", over all devices of all processes."""
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of arrays whose leading axis is the batch."""
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def check_batch(global_batch: int, mesh: Mesh, *, accumulate: int = 1) -> None:
+    """Raises unless the batch divides over devices, processes and micro-batches."""
+    parts = mesh.size * accumulate
+    if global_batch % parts:
+        raise ValueError(
+            f"a global batch of {global_batch} images does not divide over {mesh.size} devices "
+            f"x {accumulate} micro-batches. Use a multiple of {parts}."
+        )
+
+
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+    """This host's rows (a pytree of NumPy arrays) as global arrays over the mesh.
+
+    Asynchronous: the copy to the devices overlaps with what they compute.
+    """
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch
+    )
+
+
+def state_shardings(state: Any, mesh: Mesh, *, fsdp: bool) -> Any:
+    """Shardings of a training state: replicated, or each large array split over the devices.
+
+    With `fsdp` an array is split along its largest axis that the number of devices divides
+    (ZeRO by annotations: the compiler gathers parameters where they are used and scatters
+    gradients); small or indivisible arrays stay whole.
+
+    Args:
+      state: pytree of arrays or `jax.ShapeDtypeStruct`s.
+      mesh: the mesh.
+      fsdp: whether to split.
+    """
+
+    def sharding(leaf):
+        axes = [i for i, n in enumerate(leaf.shape) if n % mesh.size == 0]
+        if not fsdp or not axes or np.prod(leaf.shape) < 2**12:
+            return replicated(mesh)
+        largest = max(axes, key=lambda i: leaf.shape[i])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * largest, AXIS))
+
+    return jax.tree.map(sharding, state)
+
+
+def assert_same_everywhere(text: str, what: str) -> None:
+    """Raises on every process unless all of them hold the same text (a config, a plan).
+
+    Raises:
+      RuntimeError: with the numbers of the processes that differ from process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    import hashlib
+
+    from jax.experimental import multihost_utils
+
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], np.int32)
+    digests = np.asarray(multihost_utils.process_allgather(digest))
+    others = [i for i, row in enumerate(digests) if not np.array_equal(row, digests[0])]
+    if others:
+        raise RuntimeError(
+            f"{what} differs between process 0 and processes {others}. Start all of them with the "
+            "same code, data and configuration."
+        )
