@@ -58,8 +58,8 @@ def clip_boxes(
 
 
 def paired_intersection(
-    boxes1: Float[Array, "*N 4"], boxes2: Float[Array, "*N 4"]
-) -> Float[Array, "*N"]:
+    boxes1: Float[Array, "*#N 4"], boxes2: Float[Array, "*#N 4"]
+) -> Float[Array, "*#N"]:
     """Area in px^2 that box i of one set shares with box i of the other (shapes broadcast)."""
     top_left = jnp.maximum(boxes1[..., :2], boxes2[..., :2])
     bottom_right = jnp.minimum(boxes1[..., 2:], boxes2[..., 2:])
@@ -67,7 +67,7 @@ def paired_intersection(
     return sides[..., 0] * sides[..., 1]
 
 
-def paired_iou(boxes1: Float[Array, "*N 4"], boxes2: Float[Array, "*N 4"]) -> Float[Array, "*N"]:
+def paired_iou(boxes1: Float[Array, "*#N 4"], boxes2: Float[Array, "*#N 4"]) -> Float[Array, "*#N"]:
     """IoU of box i with box i, in [0, 1]; 0 where the union is empty. Shapes broadcast.
 
     >>> a, b = jnp.array([0.0, 0.0, 2.0, 2.0]), jnp.array([1.0, 0.0, 3.0, 2.0])
@@ -86,8 +86,8 @@ def pairwise_iou(boxes1: Float[Array, "N 4"], boxes2: Float[Array, "M 4"]) -> Fl
 
 
 def paired_giou(
-    boxes1: Float[Array, "*N 4"], boxes2: Float[Array, "*N 4"], *, epsilon: float = IOU_EPSILON
-) -> Float[Array, "*N"]:
+    boxes1: Float[Array, "*#N 4"], boxes2: Float[Array, "*#N 4"], *, epsilon: float = IOU_EPSILON
+) -> Float[Array, "*#N"]:
     """Generalised IoU of box i with box i, in [-1, 1]; differentiable, finite everywhere.
 
     IoU - (hull - union) / hull, with `epsilon` px^2 added to union and hull. Inverted boxes count
@@ -110,8 +110,8 @@ def paired_giou(
 
 
 def points_to_ltrb(
-    points: Float[Array, "*N 2"], boxes: Float[Array, "*N 4"]
-) -> Float[Array, "*N 4"]:
+    points: Float[Array, "*#N 2"], boxes: Float[Array, "*#N 4"]
+) -> Float[Array, "*#N 4"]:
     """Distances (left, top, right, bottom) in px from points (x, y) to the edges of boxes.
 
     All four are positive exactly where the point is inside. Shapes broadcast.
@@ -119,12 +119,14 @@ def points_to_ltrb(
     return jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], axis=-1)
 
 
-def ltrb_to_boxes(points: Float[Array, "*N 2"], ltrb: Float[Array, "*N 4"]) -> Float[Array, "*N 4"]:
+def ltrb_to_boxes(
+    points: Float[Array, "*#N 2"], ltrb: Float[Array, "*#N 4"]
+) -> Float[Array, "*#N 4"]:
     """Inverse of `points_to_ltrb`."""
     return jnp.concatenate([points - ltrb[..., :2], points + ltrb[..., 2:]], axis=-1)
 
 
-def centerness(points: Float[Array, "*N 2"], boxes: Float[Array, "*N 4"]) -> Float[Array, "*N"]:
+def centerness(points: Float[Array, "*#N 2"], boxes: Float[Array, "*#N 4"]) -> Float[Array, "*#N"]:
     """sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) in [0, 1]; 0 outside the box.
 
     FCOS Sec. 3.2, eq. 3. 1 at the centre of a box, 0 on its edges. Shapes broadcast.
