@@ -1,0 +1,188 @@
+"""HeadOutputs -> Detections: scores, best candidates of each level, decoding, NMS, own frame.
+
+The last device step of inference, after `models/detector.py` and before `coco_metrics.py`. One
+image; `postprocess_batch` maps it over a batch. Fixed shapes throughout, so it can be traced into
+an exported program.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from atss_jax.anchors import AnchorGrid
+from atss_jax.boxes import at_least_float32, decode_deltas, decode_points
+from atss_jax.nms import class_wise_nms
+from atss_jax.structures import Detections, HeadOutputs
+from atss_jax.typing import Array, Bool, Float, Int
+
+
+def postprocess(
+    outputs: HeadOutputs,
+    grid: AnchorGrid,
+    image_size: Int[Array, "2"],
+    scale: Float[Array, "2"],
+    *,
+    regression: str = "box",
+    score_threshold: float = 0.05,
+    pre_nms_top_k: int = 1000,
+    nms_iou: float = 0.6,
+    max_detections: int = 100,
+) -> Detections:
+    """Detections of one image, in the order of the official code.
+
+    On each level: (anchor, class) pairs with class probability > `score_threshold`; the best
+    `pre_nms_top_k` by probability x centerness; decoded; scored sqrt(probability x centerness),
+    or by the probability alone where the head has no centerness (RetinaNet); clipped to the
+    content. Then class-wise NMS over all levels and the best `max_detections`. Official settings:
+    the defaults for ATSS and FCOS, `nms_iou=0.4` for RetinaNet.
+
+    Args:
+      outputs: raw predictions of one image, any float type.
+      grid: anchors of the bucket; those outside the image's own grid give no detections.
+      image_size: (h, w) of the content, px.
+      scale: (y, x) factors, resized = original * scale; boxes are returned divided by it.
+      regression: "box" (deltas) or "point" (distances in strides).
+      score_threshold: in [0, 1], on the class probability alone.
+      pre_nms_top_k: candidates of each level.
+      nms_iou: same-class boxes with a greater IoU than this are dropped.
+      max_detections: D.
+
+    Returns:
+      Detections, sorted by falling score, in px of the original image. Empty slots are zeros.
+    """
+    is_own = grid.own_mask(image_size)
+    per_level = []
+    for level, start in enumerate(grid.level_starts):
+        num_anchors = grid.num_per_level[level]
+        cls_logits = outputs.cls_logits[level]
+        centerness_logits = None
+        if outputs.centerness_logits is not None:
+            centerness_logits = outputs.centerness_logits[level].reshape(num_anchors)
+        ranks, anchor_index, labels = select_top_pairs(
+            cls_logits.reshape(num_anchors, cls_logits.shape[-1]),
+            centerness_logits,
+            lax.slice_in_dim(is_own, start, start + num_anchors),
+            score_threshold=score_threshold,
+            top_k=pre_nms_top_k,
+        )
+        regressions = outputs.box_regression[level].reshape(num_anchors, 4)[anchor_index]
+        boxes = decode_boxes(regressions, grid, start + anchor_index, regression)
+        per_level.append((_clip_to_content(boxes, image_size), ranks, labels))
+    boxes, ranks, labels = (jnp.concatenate(parts) for parts in zip(*per_level, strict=True))
+
+    index, is_valid = class_wise_nms(
+        boxes, ranks, labels, ranks >= 0, iou_threshold=nms_iou, max_detections=max_detections
+    )
+    scores = ranks[index]
+    if outputs.centerness_logits is not None:
+        scores = jnp.sqrt(jnp.maximum(scores, 0))
+    scale_xyxy = jnp.tile(at_least_float32(scale)[::-1], 2)
+    return Detections(
+        boxes=jnp.where(is_valid[:, None], boxes[index] / scale_xyxy, 0),
+        scores=jnp.where(is_valid, scores, 0),
+        labels=jnp.where(is_valid, labels[index], 0),
+        is_valid=is_valid,
+    )
+
+
+def postprocess_batch(
+    outputs: HeadOutputs,
+    grid: AnchorGrid,
+    image_size: Int[Array, "B 2"],
+    scale: Float[Array, "B 2"],
+    **settings,
+) -> Detections:
+    """`postprocess` of every image of a batch; `settings` are its keyword arguments."""
+    one_image = functools.partial(postprocess, **settings)
+    return jax.vmap(one_image, in_axes=(0, None, 0, 0))(outputs, grid, image_size, scale)
+
+
+def select_top_pairs(
+    cls_logits: Float[Array, "N K"],
+    centerness_logits: Float[Array, " N"] | None,
+    is_own: Bool[Array, " N"],
+    *,
+    score_threshold: float,
+    top_k: int,
+) -> tuple[Float[Array, " k"], Int[Array, " k"], Int[Array, " k"]]:
+    """The best (anchor, class) pairs of a level by class probability x centerness.
+
+    Exact without sorting all N * K pairs: each of the `top_k` anchors whose best pair ranks
+    highest holds one pair at least as good as any pair of the other anchors, so no pair of the
+    top k lies outside them. Two small selections follow: of anchors, then of their pairs.
+
+    Args:
+      cls_logits: of each anchor of the level.
+      centerness_logits: of each anchor, or None.
+      is_own: False for anchors outside the image's own grid.
+      score_threshold: pairs need a class probability greater than this.
+      top_k: number of pairs; fewer where the level holds fewer.
+
+    Returns:
+      Rank value (probability x centerness; -1 where there is no further candidate), anchor index
+      and class of each pair, by falling rank; equal ranks by anchor, then class.
+
+    >>> ranks, anchors, classes = select_top_pairs(
+    ...     jnp.array([[0.0, 2.0], [1.0, -9.0]]), None, jnp.array([True, True]),
+    ...     score_threshold=0.05, top_k=3)
+    >>> anchors.tolist(), classes.tolist()
+    ([0, 1, 0], [1, 0, 0])
+    """
+    num_anchors, num_classes = cls_logits.shape
+    centerness = jnp.ones(num_anchors)
+    if centerness_logits is not None:
+        centerness = jax.nn.sigmoid(at_least_float32(centerness_logits))
+
+    def rank(logits, centerness, is_own):
+        probability = jax.nn.sigmoid(at_least_float32(logits))
+        is_candidate = is_own & (probability > score_threshold)
+        return jnp.where(is_candidate, probability * centerness, -1)
+
+    best = rank(jnp.max(cls_logits, axis=-1), centerness, is_own)  # [N]
+    _, anchors = lax.top_k(best, min(top_k, num_anchors))
+    anchors = jnp.sort(anchors)  # equal ranks then go by the lower index, as in one selection
+    pairs = rank(cls_logits[anchors], centerness[anchors, None], is_own[anchors, None])
+    ranks, pair_index = lax.top_k(pairs.ravel(), min(top_k, pairs.size))
+    return ranks, anchors[pair_index // num_classes], pair_index % num_classes
+
+
+def decode_boxes(
+    regressions: Float[Array, "N 4"],
+    grid: AnchorGrid,
+    anchor_index: Int[Array, " N"],
+    regression: str,
+) -> Float[Array, "N 4"]:
+    """xyxy px in the padded frame of the boxes that some anchors predict.
+
+    Args:
+      regressions: deltas, or distances in strides.
+      grid: anchors of the bucket.
+      anchor_index: which anchors, counted over all levels.
+      regression: "box" or "point".
+
+    Raises:
+      ValueError: for another `regression`.
+    """
+    if regression == "box":
+        return decode_deltas(regressions, jnp.asarray(grid.boxes())[anchor_index])
+    if regression == "point":
+        centers = jnp.asarray(grid.centers())[anchor_index]
+        return decode_points(regressions, centers, jnp.asarray(grid.anchor_strides())[anchor_index])
+    raise ValueError(f'regression={regression!r}: must be "box" or "point".')
+
+
+def _clip_to_content(
+    boxes: Float[Array, "N 4"], image_size: Int[Array, "2"]
+) -> Float[Array, "N 4"]:
+    """Boxes limited to the image content, each keeping a pixel of it.
+
+    So does the official clipping to [0, W - 1] in inclusive coordinates: a box wholly outside
+    becomes one pixel wide instead of empty.
+    """
+    height, width = image_size[0], image_size[1]
+    upper = jnp.stack([width, height]).astype(boxes.dtype)
+    return jnp.concatenate(
+        [jnp.clip(boxes[:, :2], 0, upper - 1), jnp.clip(boxes[:, 2:], 1, upper)], axis=-1
+    )
