@@ -1,0 +1,90 @@
+"""What the pictures show, by their pixels."""
+
+import cv2
+import numpy as np
+import pytest
+
+from atss_jax import visualize
+
+GRAY = np.full((60, 90, 3), 128, np.uint8)
+
+
+def read(path):
+    image = cv2.imread(str(path))
+    assert image is not None
+    return image
+
+
+def has_color(image, color):
+    return bool(np.any(np.all(image == np.array(color, np.uint8), axis=-1)))
+
+
+def test_boxes_are_drawn_where_they_are_and_the_image_is_left_alone():
+    image = GRAY.copy()
+    picture = visualize.draw_boxes(image, np.array([[30.0, 20, 60, 50]]), color=(255, 0, 0))
+    assert picture.shape == (480, 720, 3) and picture.dtype == np.uint8
+    np.testing.assert_array_equal(image, GRAY)
+    red = np.argwhere(np.all(picture == (255, 0, 0), axis=-1))
+    np.testing.assert_allclose(red.min(axis=0), [20 * 8, 30 * 8], atol=3)
+    np.testing.assert_allclose(red.max(axis=0), [50 * 8, 60 * 8], atol=3)
+
+
+def test_large_images_keep_their_size():
+    image = np.zeros((500, 700, 3), np.uint8)
+    assert visualize.draw_boxes(image, np.zeros((0, 4))).shape == image.shape
+
+
+def test_side_by_side_shows_detections_above_the_threshold_only():
+    boxes = np.array([[5.0, 5, 40, 40], [50, 10, 80, 50]])
+    picture = visualize.draw_side_by_side(
+        GRAY,
+        gt_boxes=boxes[:1],
+        gt_labels=np.array([2]),
+        boxes=boxes,
+        labels=np.array([3, 4]),
+        scores=np.array([0.9, 0.1]),
+        class_names=["a", "b", "c", "d", "e"],
+    )
+    left, right = picture[:, :720], picture[:, 728:]
+    assert has_color(left, visualize.class_color(2))
+    assert has_color(right, visualize.class_color(3))
+    assert not has_color(right, visualize.class_color(4))
+
+
+def test_positives_are_coloured_by_level():
+    centers = [np.zeros((0, 2))] * 5
+    centers[3] = np.array([[45.0, 30.0]])
+    picture = visualize.draw_positives(GRAY, centers, np.array([[10.0, 10, 80, 50]]))
+    image = picture[:640]
+    np.testing.assert_array_equal(image[320, 480], visualize.LEVEL_COLORS[3])
+    assert has_color(image, visualize.GROUND_TRUTH_COLOR)
+    assert not has_color(image, visualize.LEVEL_COLORS[0])
+    assert has_color(picture[640:], visualize.LEVEL_COLORS[0])  # the legend
+
+
+def test_contact_sheet_holds_every_picture():
+    images = [np.full((20 + i, 30 - i, 3), 10 * i, np.uint8) for i in range(5)]
+    sheet = visualize.contact_sheet(images, columns=2, gap=3)
+    for i, image in enumerate(images):
+        assert np.sum(np.all(sheet == 10 * i, axis=-1)) == image.shape[0] * image.shape[1]
+    with pytest.raises(ValueError, match="no images"):
+        visualize.contact_sheet([])
+
+
+def test_images_are_written_as_rgb(tmp_path):
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[..., 0] = 200
+    visualize.save_image(tmp_path / "red.png", image)
+    np.testing.assert_array_equal(read(tmp_path / "red.png")[0, 0], [0, 0, 200])
+    for name in ("red.nothing", "missing/red.png"):
+        with pytest.raises(ValueError, match="red"):
+            visualize.save_image(tmp_path / name, image)
+
+
+def test_curves_of_a_run_and_of_none(tmp_path):
+    rows = [{"step": i, "loss": 2.0 / (i + 1), "loss_cls": None} for i in range(50)]
+    rows += [{"step": i, "eval/AP": i / 100, "eval/AP50": i / 60} for i in (10, 49)]
+    visualize.plot_curves(rows, tmp_path / "run.png", title="run")
+    visualize.plot_curves([], tmp_path / "none.png")
+    run, none = (read(tmp_path / f"{name}.png") for name in ("run", "none"))
+    assert run.shape == none.shape and np.any(run != none)
