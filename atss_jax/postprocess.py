@@ -17,6 +17,9 @@ from atss_jax.nms import class_wise_nms
 from atss_jax.structures import Detections, HeadOutputs
 from atss_jax.typing import Array, Bool, Float, Int
 
+SCORES = ("sqrt", "product", "cls")
+"""Final scores of a detection, see `postprocess`."""
+
 
 def postprocess(
     outputs: HeadOutputs,
@@ -29,14 +32,14 @@ def postprocess(
     pre_nms_top_k: int = 1000,
     nms_iou: float = 0.6,
     max_detections: int = 100,
+    score: str = "sqrt",
 ) -> Detections:
     """Detections of one image, in the order of the official code.
 
     On each level: (anchor, class) pairs with class probability > `score_threshold`; the best
-    `pre_nms_top_k` by probability x centerness; decoded; scored sqrt(probability x centerness),
-    or by the probability alone where the head has no centerness (RetinaNet); clipped to the
-    content. Then class-wise NMS over all levels and the best `max_detections`. Official settings:
-    the defaults for ATSS and FCOS, `nms_iou=0.4` for RetinaNet.
+    `pre_nms_top_k` by probability x centerness; decoded; clipped to the content. Then class-wise
+    NMS over all levels and the best `max_detections`. Official settings: the defaults for ATSS and
+    FCOS; `nms_iou=0.4`, `score="cls"` for RetinaNet.
 
     Args:
       outputs: raw predictions of one image, any float type.
@@ -48,17 +51,25 @@ def postprocess(
       pre_nms_top_k: candidates of each level.
       nms_iou: same-class boxes with a greater IoU than this are dropped.
       max_detections: D.
+      score: "sqrt" of probability x centerness, their "product", or "cls", the probability alone
+        (then the ranking is by it, too). A head without centerness has "cls" only.
 
     Returns:
       Detections, sorted by falling score, in px of the original image. Empty slots are zeros.
+
+    Raises:
+      ValueError: unknown `regression` or `score`.
     """
+    if score not in SCORES:
+        raise ValueError(f"score={score!r}: must be one of {', '.join(SCORES)}.")
+    has_centerness = outputs.centerness_logits is not None and score != "cls"
     is_own = grid.own_mask(image_size)
     per_level = []
     for level, start in enumerate(grid.level_starts):
         num_anchors = grid.num_per_level[level]
         cls_logits = outputs.cls_logits[level]
         centerness_logits = None
-        if outputs.centerness_logits is not None:
+        if outputs.centerness_logits is not None and has_centerness:
             centerness_logits = outputs.centerness_logits[level].reshape(num_anchors)
         ranks, anchor_index, labels = select_top_pairs(
             cls_logits.reshape(num_anchors, cls_logits.shape[-1]),
@@ -76,7 +87,7 @@ def postprocess(
         boxes, ranks, labels, ranks >= 0, iou_threshold=nms_iou, max_detections=max_detections
     )
     scores = ranks[index]
-    if outputs.centerness_logits is not None:
+    if has_centerness and score == "sqrt":
         scores = jnp.sqrt(jnp.maximum(scores, 0))
     scale_xyxy = jnp.tile(at_least_float32(scale)[::-1], 2)
     return Detections(

@@ -23,7 +23,7 @@ CASES = {  # name -> (grid settings, post-processing settings)
     "atss_box_a3": ({"aspect_ratios": (0.5, 1.0, 2.0)}, {}),
     "atss_point": ({}, {"regression": "point"}),
     "fcos": ({}, {"regression": "point"}),
-    "retinanet": (RETINANET, {"nms_iou": 0.4}),
+    "retinanet": (RETINANET, {"nms_iou": 0.4, "score": "cls"}),
 }
 
 
@@ -190,6 +190,25 @@ def test_silence_and_bfloat16():
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), random_outputs(9, SMALL_GRID, 3, 0.0))
     found = run_small(half, image_size=image_size, scale=UNIT_SCALE)
     assert found.boxes.dtype == found.scores.dtype == jnp.float32 and bool(found.is_valid.all())
+
+
+def test_scores():
+    """The product is the square of the root; the class score ignores centerness altogether."""
+    outputs = random_outputs(11, SMALL_GRID, 3, -1.0)
+    image_size = np.array([96, 128], np.int32)
+    root = run_small(outputs, image_size=image_size, scale=UNIT_SCALE)
+
+    def run(score, outputs):
+        step = jax.jit(functools.partial(postprocess, grid=SMALL_GRID, score=score))
+        return step(outputs, image_size=image_size, scale=UNIT_SCALE)
+
+    product = run("product", outputs)
+    np.testing.assert_allclose(product.scores[:25], root.scores**2, rtol=1e-5)
+    without = outputs._replace(centerness_logits=None)
+    for ours, theirs in zip(run("cls", outputs), run("sqrt", without), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(ValueError, match="score='best': must be one of sqrt, product, cls"):
+        run("best", outputs)
 
 
 def test_unknown_regression():

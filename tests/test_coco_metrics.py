@@ -1,0 +1,105 @@
+"""The evaluation path: cocoapi's published numbers, both backends, empty results, conversions."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+
+from atss_jax.coco_metrics import (
+    METRICS,
+    coco_metrics,
+    detections_to_coco,
+    precision_curves,
+)
+from atss_jax.structures import Detections
+
+
+@pytest.fixture(scope="module")
+def cocoapi(shared):
+    """(ground truth, results, expected) of the cocoapi fixture."""
+    folder = shared / "data/cocoapi_fixture"
+    names = ("instances_val2014_100", "instances_val2014_fakebbox100_results", "expected")
+    return tuple(json.loads((folder / f"{name}.json").read_text()) for name in names)
+
+
+def classes_of(ground_truth) -> dict:
+    return {
+        "class_names": [c["name"] for c in ground_truth["categories"]],
+        "category_ids": [c["id"] for c in ground_truth["categories"]],
+    }
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", "hotcoco"])
+def test_published_numbers(cocoapi, backend, capfd):
+    pytest.importorskip(backend)
+    ground_truth, results, expected = cocoapi
+    without_detections = {i["id"] for i in ground_truth["images"]} - {
+        r["image_id"] for r in results
+    }
+    assert without_detections  # it counts all the same, or the recalls below would differ
+    before = copy.deepcopy(ground_truth), copy.deepcopy(results)
+    metrics = coco_metrics(ground_truth, results, **classes_of(ground_truth), backend=backend)
+    for name in METRICS:
+        assert metrics[name] == pytest.approx(expected["stats"][name], abs=1e-12), name
+        assert round(metrics[name], 3) == expected["published_3_decimals"][name]
+    for category in ground_truth["categories"]:
+        ap = expected["per_category_AP"].get(str(category["id"]))
+        if ap is not None:
+            assert metrics[f"AP/{category['name']}"] == pytest.approx(ap, abs=1e-12)
+    assert (ground_truth, results) == before
+    assert capfd.readouterr().out == ""
+
+
+def small_truth() -> dict:
+    return {
+        "images": [
+            {"id": 2**40 + i, "width": 60, "height": 40, "file_name": f"{i}.jpg"} for i in (0, 1)
+        ],
+        "categories": [{"id": 9, "name": "late"}, {"id": 4, "name": "early"}],
+        "annotations": [
+            {"id": 1, "image_id": 2**40, "category_id": 9, "bbox": [5, 6, 20, 10],
+             "area": 200, "iscrowd": 0},
+            {"id": 2, "image_id": 2**40 + 1, "category_id": 9, "bbox": [5, 6, 20, 10],
+             "area": 200, "iscrowd": 0},
+        ],
+    }  # fmt: skip
+
+
+def test_detections_become_results():
+    detections = Detections(
+        boxes=np.array([[[5, 6, 25, 16], [0, 0, 0, 0]]] * 2, np.float32),
+        scores=np.array([[0.75, 0]] * 2, np.float32),
+        labels=np.zeros((2, 2), np.int32),
+        is_valid=np.array([[True, False]] * 2),
+    )
+    truth = small_truth()
+    ids = [image["id"] for image in truth["images"]]
+    results = detections_to_coco(detections, np.array([1, -1]), ids, [9, 4])
+    assert results == [
+        {"image_id": 2**40 + 1, "category_id": 9, "bbox": [5.0, 6.0, 20.0, 10.0], "score": 0.75}
+    ]
+    metrics = coco_metrics(truth, results, **classes_of(truth))
+    # One of two objects found, exactly: precision 1 up to recall 0.5 (51 of 101 points).
+    assert metrics["AP"] == metrics["AP/late"] == pytest.approx(51 / 101)
+    assert metrics["AR100"] == 0.5 and metrics["AP/early"] == -1
+    curves = precision_curves(truth, results, category_ids=[9, 4])
+    assert curves[0].precision.shape == (10, 101, 4) and (curves[1].precision == -1).all()
+    assert curves[0].precision[0, :, 0].sum() == pytest.approx(51)
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", "hotcoco"])
+def test_nothing_found(backend):
+    pytest.importorskip(backend)
+    truth = small_truth()
+    metrics = coco_metrics(truth, [], **classes_of(truth), backend=backend)
+    assert metrics["AP"] == metrics["AR100"] == metrics["AP/late"] == 0
+
+
+def test_bad_arguments():
+    truth = small_truth()
+    result = {"image_id": 7, "category_id": 9, "bbox": [0, 0, 1, 1], "score": 1.0}
+    with pytest.raises(ValueError, match=r"image_id \[7\]"):
+        coco_metrics(truth, [result], **classes_of(truth))
+    with pytest.raises(ValueError, match='use "pycocotools"'):
+        coco_metrics(truth, [], **classes_of(truth), backend="coco")
