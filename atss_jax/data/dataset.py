@@ -1,0 +1,252 @@
+"""One description of a detection set, whatever it was read from.
+
+Columns in memory, images behind a source that reads bytes by record index. Records are sorted by
+image id, so the same images give the same batches from every source. Pickles into worker processes.
+"""
+
+import dataclasses
+from collections import Counter
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+EXIF_POLICIES = ("ignore", "apply", "error")
+ON_ERROR = ("strict", "skip")
+MAX_EXAMPLES = 50
+"""Messages kept per kind of oddity; the counts are complete."""
+MIN_OBJECT_SIDE = 1.0
+"""Official training filter: an image counts as empty when all its boxes have a side of at most
+this, px (CONVENTIONS, section 8)."""
+
+
+class ImageSource(Protocol):
+    """Reads encoded images by record index."""
+
+    def read(self, index: int) -> bytes:
+        """The encoded image."""
+        ...
+
+    def file_name(self, index: int) -> str:
+        """Its name, for messages."""
+        ...
+
+
+class Annotations(NamedTuple):
+    """All annotations, crowds included, as columns; grouped by record, in the source's order."""
+
+    record: Int[np.ndarray, " M"]
+    id: Int[np.ndarray, " M"]
+    category_id: Int[np.ndarray, " M"]
+    xywh: Float[np.ndarray, "M 4"]
+    """float64, as in the source."""
+    area: Float[np.ndarray, " M"]
+    """px^2 of the mask (or of the box, where the source has no masks), as in the source."""
+    is_crowd: Bool[np.ndarray, " M"]
+
+
+class Finding(NamedTuple):
+    """Something wrong or odd in a data set."""
+
+    kind: str
+    message: str
+    """What is wrong with which value, naming file and id."""
+    image_id: int | None = None
+
+
+@dataclasses.dataclass
+class Health:
+    """What was found while reading: `bad` records were dropped, `odd` ones kept."""
+
+    num_images: int = 0
+    """Images and annotations of the source, the bad ones included."""
+    num_annotations: int = 0
+    bad: Counter = dataclasses.field(default_factory=Counter)
+    odd: Counter = dataclasses.field(default_factory=Counter)
+    bad_examples: list[Finding] = dataclasses.field(default_factory=list)
+    odd_examples: list[Finding] = dataclasses.field(default_factory=list)
+    bad_images: int = 0
+    bad_annotations: int = 0
+
+    def add_bad(self, finding: Finding, *, is_image: bool) -> None:
+        """Counts a dropped image or annotation."""
+        self.bad[finding.kind] += 1
+        self.bad_images += is_image
+        self.bad_annotations += not is_image
+        if self.bad[finding.kind] <= MAX_EXAMPLES:
+            self.bad_examples.append(finding)
+
+    def add_odd(self, finding: Finding) -> None:
+        """Counts something unusual that is kept."""
+        self.odd[finding.kind] += 1
+        if self.odd[finding.kind] <= MAX_EXAMPLES:
+            self.odd_examples.append(finding)
+
+    def settle(self, name: str, on_error: str, max_bad_fraction: float) -> None:
+        """Stops for bad records, by the policy.
+
+        Raises:
+          ValueError: any bad record under "strict", too many under "skip".
+        """
+        if not self.bad:
+            return
+        counts = ", ".join(f"{kind}: {n}" for kind, n in sorted(self.bad.items()))
+        shown = "\n  ".join(finding.message for finding in self.bad_examples[:10])
+        if on_error == "strict":
+            raise ValueError(
+                f"{name}: bad records ({counts}).\n  {shown}\nMend them, or drop them with "
+                'data.on_error="skip".'
+            )
+        for what, bad, total in (
+            ("images", self.bad_images, self.num_images),
+            ("annotations", self.bad_annotations, self.num_annotations),
+        ):
+            if bad > max_bad_fraction * total:
+                raise ValueError(
+                    f"{name}: {bad} of {total} {what} are bad ({counts}), more than "
+                    f"data.max_bad_fraction={max_bad_fraction}.\n  {shown}\nMend the data, or "
+                    "raise data.max_bad_fraction."
+                )
+
+    def summary(self) -> str:
+        """One line: what was dropped; empty when nothing was."""
+        if not self.bad:
+            return ""
+        counts = ", ".join(f"{kind}: {n}" for kind, n in sorted(self.bad.items()))
+        return (
+            f"dropped {self.bad_images} of {self.num_images} images and {self.bad_annotations} of "
+            f"{self.num_annotations} annotations ({counts})"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectionDataset:
+    """Images with boxes.
+
+    Attributes:
+      name: for messages.
+      image_ids: int64, the source's ids, ascending.
+      sizes: (h, w) px as the network sees them, after the EXIF policy.
+      orientations: EXIF orientation to undo when decoding; 1 where pixels are taken as stored.
+      class_names: by dense label.
+      category_ids: the source's category id by dense label, ascending.
+      annotations: everything that evaluation needs.
+      source: the encoded images.
+      health: what was found while reading.
+    """
+
+    name: str
+    image_ids: Int[np.ndarray, " N"]
+    sizes: Int[np.ndarray, "N 2"]
+    orientations: Int[np.ndarray, " N"]
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    annotations: Annotations
+    source: ImageSource
+    health: Health = dataclasses.field(default_factory=Health)
+
+    def __post_init__(self):
+        """Derives the training boxes."""
+        a = self.annotations
+        boxes = training_boxes(a.xywh, self.sizes[a.record])
+        keep = ~a.is_crowd & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        labels = np.searchsorted(np.array(self.category_ids), a.category_id).astype(np.int32)
+        offsets = np.searchsorted(a.record[keep], np.arange(len(self.image_ids) + 1))
+        is_object = (a.xywh[keep, 2:] > MIN_OBJECT_SIDE).all(axis=1)
+        has_objects = np.zeros(len(self.image_ids), bool)
+        has_objects[a.record[keep][is_object]] = True
+        derived = {
+            "_boxes": boxes[keep],
+            "_labels": labels[keep],
+            "_offsets": offsets,
+            "has_objects": has_objects,
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
+
+    _boxes: np.ndarray = dataclasses.field(init=False, repr=False)
+    _labels: np.ndarray = dataclasses.field(init=False, repr=False)
+    _offsets: np.ndarray = dataclasses.field(init=False, repr=False)
+    has_objects: Bool[np.ndarray, " N"] = dataclasses.field(init=False, repr=False)
+    """Whether an image has a box to train on that is wider and higher than a pixel."""
+
+    @property
+    def num_records(self) -> int:
+        """Images."""
+        return len(self.image_ids)
+
+    @property
+    def num_boxes(self) -> Int[np.ndarray, " N"]:
+        """Training boxes of each record."""
+        return np.diff(self._offsets)
+
+    def boxes(self, index: int) -> Float[np.ndarray, "n 4"]:
+        """Training boxes of a record: xyxy px in the original, clipped to it; no crowds."""
+        return self._boxes[self._offsets[index] : self._offsets[index + 1]]
+
+    def labels(self, index: int) -> Int[np.ndarray, " n"]:
+        """Dense labels of `boxes`."""
+        return self._labels[self._offsets[index] : self._offsets[index + 1]]
+
+    def image_bytes(self, index: int) -> bytes:
+        """The encoded image of a record."""
+        return self.source.read(index)
+
+    def file_name(self, index: int) -> str:
+        """Its file name, for messages."""
+        return self.source.file_name(index)
+
+    def coco_ground_truth(self) -> dict[str, Any]:
+        """All annotations in COCO's format, for pycocotools.
+
+        pycocotools takes a match with annotation id 0 for no match, so an id of 0 is replaced by
+        the first free one; all others are the source's.
+        """
+        a = self.annotations
+        ids = np.where(a.id == 0, a.id.max(initial=0) + 1, a.id)
+        columns = (ids, self.image_ids[a.record], a.category_id, a.xywh, a.area, a.is_crowd)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return {
+            "images": [
+                {"id": int(i), "file_name": self.file_name(n), "height": int(h), "width": int(w)}
+                for n, (i, (h, w)) in enumerate(zip(self.image_ids, self.sizes, strict=True))
+            ],
+            "categories": [
+                {"id": i, "name": n}
+                for i, n in zip(self.category_ids, self.class_names, strict=True)
+            ],
+            "annotations": [
+                {
+                    "id": id_,
+                    "image_id": image_id,
+                    "category_id": category_id,
+                    "bbox": xywh,
+                    "area": area,
+                    "iscrowd": int(is_crowd),
+                }
+                for id_, image_id, category_id, xywh, area, is_crowd in rows
+            ],
+        }
+
+
+def training_boxes(
+    xywh: Float[np.ndarray, "M 4"], sizes: Int[np.ndarray, "M 2"]
+) -> Float[np.ndarray, "M 4"]:
+    """xyxy px (float32) clipped to images of (h, w) px; empty ones end up with x2 <= x1."""
+    corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
+    limits = np.tile(sizes[:, ::-1], 2)
+    return np.clip(corners, 0, limits).astype(np.float32)
+
+
+def check_policies(on_error: str, exif: str, max_bad_fraction: float) -> None:
+    """Rejects unknown policies.
+
+    Raises:
+      ValueError: with the allowed values.
+    """
+    if on_error not in ON_ERROR:
+        raise ValueError(f"data.on_error={on_error!r}: use one of {', '.join(ON_ERROR)}.")
+    if exif not in EXIF_POLICIES:
+        raise ValueError(f"data.exif={exif!r}: use one of {', '.join(EXIF_POLICIES)}.")
+    if not 0 <= max_bad_fraction <= 1:
+        raise ValueError(f"data.max_bad_fraction={max_bad_fraction}: it lies in [0, 1].")

@@ -1,0 +1,232 @@
+"""Pixels: decode, orient, resize, flip, crop, jitter, and write into a padded batch.
+
+Everything is uint8 RGB, `[height, width, 3]`. Boxes follow the pixels in continuous coordinates.
+Decoding is OpenCV's, Pillow's where OpenCV knows the format not. Randomness comes from the plan:
+nothing here draws.
+"""
+
+import io
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+MIN_VISIBLE = 0.25
+"""Share of a box's area that a crop must keep for the box to stay ground truth."""
+
+ORIENTATION_TAG = 274
+"""EXIF "Orientation"."""
+
+_READ_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+
+
+class Augmentation(NamedTuple):
+    """What the plan drew for one image."""
+
+    flip: bool = False
+    """Mirror left to right."""
+    factor: float = 1.0
+    """Factor on the resized size (large-scale jitter); what sticks out is cropped."""
+    crop: tuple[float, float] = (0.5, 0.5)
+    """(y, x) place of the crop window within its play, in [0, 1)."""
+    color: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Brightness, contrast and saturation factors; 1 changes nothing."""
+
+
+class Placement(NamedTuple):
+    """Where the content of a batch row came from."""
+
+    size: tuple[int, int]
+    """(h, w) of the content, px."""
+    scale: tuple[float, float]
+    """(y, x) factors, resized = original * scale."""
+    offset: tuple[int, int]
+    """(y, x) px of the crop window in the resized image."""
+
+
+def read_header(data: bytes) -> tuple[tuple[int, int], int]:
+    """Stored (h, w) and EXIF orientation (1..8; 1 where there is none) without decoding pixels.
+
+    Raises:
+      ValueError: not the beginning of an image, or one that claims an absurd size.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            try:
+                orientation = image.getexif().get(ORIENTATION_TAG, 1)
+            except Exception:  # Pillow raises many kinds on EXIF blocks that do not parse
+                orientation = 1
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a readable image ({_first_line(error)})") from None
+    valid = isinstance(orientation, int) and 1 <= orientation <= 8
+    return (height, width), orientation if valid else 1
+
+
+def is_truncated_jpeg(data: bytes) -> bool:
+    """Whether a JPEG lacks its end marker after the last scan; False for other formats.
+
+    Some decoders fill the missing part with gray and say nothing.
+    """
+    if data[:2] != b"\xff\xd8" or data[-2:] == b"\xff\xd9":
+        return False
+    return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+
+
+def decode(data: bytes, orientation: int = 1) -> UInt8[np.ndarray, "h w 3"]:
+    """The image as RGB; alpha is dropped, 16 bits keep the upper 8, gray is repeated.
+
+    Args:
+      data: the file's bytes.
+      orientation: EXIF orientation to undo; 1 takes the pixels as stored.
+
+    Raises:
+      ValueError: does not decode, or is cut off.
+    """
+    if not data:
+        raise ValueError("the file is empty")
+    if is_truncated_jpeg(data):
+        raise ValueError("the JPEG is cut off: its end marker is missing")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _READ_FLAGS)
+    except cv2.error:
+        image = None
+    return orient(_decode_with_pillow(data) if image is None else image, orientation)
+
+
+def _decode_with_pillow(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode.startswith("I"):  # 16 or 32 bits of gray; convert() would clip them
+                gray = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+                return np.repeat(gray[..., None], 3, axis=-1)
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"does not decode ({_first_line(error)})") from None
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).split("\n")[0].split("<")[0].strip()
+    return f"{type(error).__name__}: {text}"
+
+
+def orient(image: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Turns stored pixels as their EXIF orientation (1..8) asks for."""
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
+
+
+def oriented_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(h, w) after `orient`."""
+    return (size[1], size[0]) if orientation >= 5 else size
+
+
+def resized_size(size: tuple[int, int], short_side: int, max_long_side: int) -> tuple[int, int]:
+    """(h, w) after resizing: the official arithmetic (CONVENTIONS, section 8).
+
+    The short side becomes `short_side`, unless the long one would exceed `max_long_side`. Rounding
+    of the short side, truncation of the long one.
+
+    Args:
+      size: (h, w) of the original, px.
+      short_side: wanted shorter side, px.
+      max_long_side: limit of the longer side, px.
+
+    >>> resized_size((480, 640), 800, 1333), resized_size((640, 200), 800, 1333)
+    ((800, 1066), (1333, 416))
+    """
+    height, width = size
+    short, long = min(size), max(size)
+    if long / short * short_side > max_long_side:
+        short_side = max(1, int(round(max_long_side * short / long)))
+    if short == short_side:
+        return height, width
+    long_side = int(short_side * long / short)
+    return (long_side, short_side) if width < height else (short_side, long_side)
+
+
+def write_row(
+    row: UInt8[np.ndarray, "H W 3"],
+    image: UInt8[np.ndarray, "h w 3"],
+    target: tuple[int, int],
+    augmentation: Augmentation,
+) -> Placement:
+    """Resizes, flips, crops and jitters an image straight into its row of a batch, padding 0.
+
+    Args:
+      row: what to fill, uninitialised.
+      image: the decoded original.
+      target: (h, w) of `resized_size`, at most the row's shape; a crop is never larger.
+      augmentation: draws of the plan.
+
+    Returns:
+      Where the pixels came from, for `move_boxes`.
+    """
+    full = tuple(max(1, round(side * augmentation.factor)) for side in target)
+    size = (min(full[0], target[0]), min(full[1], target[1]))
+    offset = tuple(
+        int(place * (all_ - kept + 1))
+        for place, all_, kept in zip(augmentation.crop, full, size, strict=True)
+    )
+    scale = (full[0] / image.shape[0], full[1] / image.shape[1])
+    content = row[: size[0], : size[1]]
+    if augmentation.flip:
+        image = cv2.flip(image, 1)  # before resizing up: fewer pixels
+    if size == full:
+        cv2.resize(image, (full[1], full[0]), dst=content, interpolation=cv2.INTER_LINEAR)
+    else:
+        resized = cv2.resize(image, (full[1], full[0]), interpolation=cv2.INTER_LINEAR)
+        content[...] = resized[offset[0] : offset[0] + size[0], offset[1] : offset[1] + size[1]]
+    if augmentation.color != (1.0, 1.0, 1.0):
+        content[...] = jitter_color(content, augmentation.color)
+    row[size[0] :] = 0
+    row[: size[0], size[1] :] = 0
+    return Placement(size, scale, offset)
+
+
+def jitter_color(
+    image: UInt8[np.ndarray, "h w 3"], color: tuple[float, float, float]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Brightness, then contrast about the mean gray, then saturation, in one linear map."""
+    brightness, contrast, saturation = color
+    gray_row = np.tile(_GRAY_WEIGHTS, (3, 1))
+    mean = float(np.array(cv2.mean(image)[:3]) @ _GRAY_WEIGHTS) * brightness
+    matrix = brightness * contrast * (saturation * np.eye(3) + (1 - saturation) * gray_row)
+    affine = np.concatenate([matrix, np.full((3, 1), (1 - contrast) * mean)], axis=1)
+    return cv2.transform(image, affine)
+
+
+def move_boxes(
+    boxes: Float[np.ndarray, "n 4"], width: int, placement: Placement, flip: bool
+) -> tuple[Float[np.ndarray, "n 4"], np.ndarray]:
+    """Boxes of the original image in the frame of the row.
+
+    Args:
+      boxes: xyxy px in the original.
+      width: of the original, px.
+      placement: from `write_row`.
+      flip: whether it mirrored.
+
+    Returns:
+      xyxy px clipped to the content, and a mask of those that a crop left visible enough
+      (`MIN_VISIBLE`, and more than a pixel each way where the box was larger than that).
+    """
+    moved = boxes.astype(np.float64)
+    if flip:
+        moved[:, [0, 2]] = width - moved[:, [2, 0]]
+    moved *= np.tile(placement.scale[::-1], 2)
+    moved -= np.tile(placement.offset[::-1], 2)
+    height, content_width = placement.size
+    clipped = moved.clip(0, [content_width, height, content_width, height])
+    area, visible = (np.prod(b[:, 2:] - b[:, :2], axis=1) for b in (moved, clipped))
+    keep = visible >= MIN_VISIBLE * area
+    keep &= (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+    return clipped.astype(np.float32), keep

@@ -1,0 +1,399 @@
+"""Host batches: this process' rows of the planned global batches, and every image once to evaluate.
+
+Grain runs the work on threads or in worker processes, in the order of the steps. A worker writes
+pixels straight into the shared memory that the training process receives. NumPy out: placing a
+batch on devices is `parallel.shard_batch`'s task.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import grain
+import jax
+import numpy as np
+from absl import flags
+from jaxtyping import Int
+
+from atss_jax.data import images
+from atss_jax.data.batch_plan import BatchPlan, PlannedBatch, choose_bucket, fit_error
+from atss_jax.data.dataset import DetectionDataset
+from atss_jax.data.images import Augmentation
+from atss_jax.structures import Batch, GroundTruth
+
+ON_OVERFLOW = ("error", "largest")
+NUM_STEPS = 2**40
+"""Grain wants a length; the plan is endless."""
+SHARED_MEMORY_BYTES = 2**16
+"""Smaller arrays travel through the pipe."""
+EVAL_PREFETCH = 2
+"""Evaluation batches prepared ahead, one thread each."""
+
+_in_worker_process = False
+
+
+class Rows(NamedTuple):
+    """What one process decodes for a batch."""
+
+    bucket: tuple[int, int]
+    record_index: Int[np.ndarray, " b"]
+    """-1 for rows that stay empty."""
+    target: Int[np.ndarray, "b 2"]
+    """(h, w) px after resizing."""
+    augmentations: tuple[Augmentation, ...]
+
+
+class Batches(Iterator[Batch]):
+    """Batches in order. Close it to end its threads and workers; also a context manager."""
+
+    def __init__(self, batches: Any, length: int | None):
+        self._batches = iter(batches)
+        self._length = length
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def __len__(self) -> int:
+        """Batches in all, where that is finite."""
+        if self._length is None:
+            raise TypeError("training batches are endless")
+        return self._length
+
+    def close(self) -> None:
+        """Ends threads and worker processes; safe to call twice."""
+        self._batches.close()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+TrainBatches = Batches
+
+
+def batch_shapes(bucket: tuple[int, int], batch_size: int, max_boxes: int) -> Batch:
+    """Shapes and types of a batch (`jax.ShapeDtypeStruct`), to compile before data is there."""
+
+    def array(*shape: int, dtype: Any = np.float32) -> Any:
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
+
+    return Batch(
+        image=array(*bucket, 3, dtype=np.uint8),
+        image_size=array(2, dtype=np.int32),
+        ground_truth=GroundTruth(
+            boxes=array(max_boxes, 4),
+            labels=array(max_boxes, dtype=np.int32),
+            is_valid=array(max_boxes, dtype=np.bool_),
+        ),
+        record_index=array(dtype=np.int32),
+        scale=array(2),
+    )
+
+
+def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
+    """The rows of a global batch that a process reads.
+
+    Raises:
+      ValueError: the batch does not divide over the processes.
+    """
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index={process_index}: it lies in [0, {process_count}).")
+    if batch_size % process_count:
+        raise ValueError(
+            f"a batch of {batch_size} does not divide over {process_count} processes. Choose a "
+            "multiple."
+        )
+    share = batch_size // process_count
+    return slice(process_index * share, (process_index + 1) * share)
+
+
+def planned_rows(planned: PlannedBatch, rows: slice) -> Rows:
+    """A process' part of a planned batch."""
+    return Rows(
+        bucket=planned.bucket,
+        record_index=planned.record_index[rows],
+        target=planned.target[rows],
+        augmentations=tuple(
+            planned.augmentation(i) for i in range(*rows.indices(len(planned.record_index)))
+        ),
+    )
+
+
+class _PlannedBatches(grain.transforms.Map):
+    """Step number -> this process' part of the batch. Runs in the workers."""
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        plan: BatchPlan,
+        rows: slice,
+        max_boxes: int,
+    ):
+        self._dataset, self._plan, self._rows = dataset, plan, rows
+        self._max_boxes = max_boxes
+
+    def map(self, element: int) -> Batch:
+        """The batch of a step."""
+        rows = planned_rows(self._plan.step(int(element)), self._rows)
+        return make_batch(self._dataset, rows, self._max_boxes)
+
+
+class _ListedBatches(grain.transforms.Map):
+    """Index into a list of rows -> batch."""
+
+    def __init__(self, dataset: DetectionDataset, rows: list[Rows], max_boxes: int):
+        self._dataset, self._rows, self._max_boxes = dataset, rows, max_boxes
+
+    def map(self, element: int) -> Batch:
+        """The batch at a place in the list."""
+        rows = self._rows[int(element)]
+        return make_batch(self._dataset, rows, self._max_boxes)
+
+
+def train_batches(
+    dataset: DetectionDataset,
+    plan: BatchPlan,
+    *,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    max_boxes: int = 100,
+    on_overflow: str = "error",
+    prefetch: int = 2,
+) -> Batches:
+    """Endless training batches from a step on, with this process' rows.
+
+    Args:
+      dataset: the images.
+      plan: made from the same data set.
+      start_step: first step to yield.
+      process_index: this host.
+      process_count: hosts; the global batch divides over them.
+      num_workers: worker processes; 0 works on threads of this one.
+      max_boxes: ground-truth slots.
+      on_overflow: images with more boxes: "error", or "largest" to keep the largest ones.
+      prefetch: batches prepared ahead; with workers at least one for each.
+
+    Returns:
+      The batches; call `close()` at the end.
+
+    Raises:
+      ValueError: more boxes than slots (named before anything is read), an uneven batch. While
+        iterating: an image that does not decode.
+    """
+    check_overflow(dataset, max_boxes, on_overflow)
+    rows = process_rows(plan.global_batch, process_index, process_count)
+    steps = grain.MapDataset.range(start_step, NUM_STEPS)
+    batches = steps.map(_PlannedBatches(dataset, plan, rows, max_boxes))
+    return Batches(_run(batches, num_workers, prefetch), None)
+
+
+def batch_at(
+    dataset: DetectionDataset,
+    plan: BatchPlan,
+    step: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    max_boxes: int = 100,
+    on_overflow: str = "error",
+) -> Batch:
+    """The batch that `train_batches` yields for a step, read now."""
+    check_overflow(dataset, max_boxes, on_overflow)
+    rows = process_rows(plan.global_batch, process_index, process_count)
+    return make_batch(dataset, planned_rows(plan.step(step), rows), max_boxes)
+
+
+def eval_batches(
+    dataset: DetectionDataset,
+    *,
+    buckets: Sequence[tuple[int, int]],
+    short_side: int,
+    max_long_side: int,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    max_boxes: int = 100,
+    on_overflow: str = "error",
+) -> Batches:
+    """Every image exactly once over all processes, each in its smallest bucket, unaugmented.
+
+    All processes yield the same number of batches in the same buckets; the last ones of a bucket
+    are filled up with empty rows (`record_index` -1, size of the bucket, no boxes).
+
+    Args:
+      dataset: the images.
+      buckets: padded shapes (H, W).
+      short_side: wanted shorter side, px.
+      max_long_side: limit of the longer side, px.
+      batch_size: rows over all processes.
+      process_index: this host.
+      process_count: hosts.
+      max_boxes: ground-truth slots.
+      on_overflow: as in `train_batches`.
+
+    Raises:
+      ValueError: an image that fits no bucket; as in `train_batches`.
+    """
+    check_overflow(dataset, max_boxes, on_overflow)
+    mine = process_rows(batch_size, process_index, process_count)
+    members: dict[tuple[int, int], list[int]] = {(int(b[0]), int(b[1])): [] for b in buckets}
+    targets = np.zeros((dataset.num_records, 2), np.int32)
+    for index, (height, width) in enumerate(dataset.sizes.tolist()):
+        target = images.resized_size((height, width), short_side, max_long_side)
+        bucket = choose_bucket(target, list(members))
+        if bucket is None:
+            raise fit_error(index, target, buckets)
+        members[bucket].append(index)
+        targets[index] = target
+    rows = []
+    for bucket, records in members.items():
+        for first in range(0, len(records), batch_size):
+            chosen = np.full(batch_size, -1, np.int32)
+            part = records[first : first + batch_size]
+            chosen[: len(part)] = part
+            chosen = chosen[mine]
+            augmentations = (Augmentation(),) * len(chosen)
+            rows.append(Rows(bucket, chosen, targets[chosen], augmentations))
+    places = grain.MapDataset.range(len(rows))
+    batches = places.map(_ListedBatches(dataset, rows, max_boxes))
+    return Batches(_run(batches, 0, EVAL_PREFETCH), len(rows))
+
+
+def _run(batches: Any, num_workers: int, prefetch: int) -> Any:
+    """Grain's iterator over mapped batches, on threads or in processes."""
+    if num_workers < 0 or prefetch < 0:
+        raise ValueError(
+            f"data.num_workers={num_workers}, data.prefetch={prefetch}: neither may be negative."
+        )
+    cv2.setNumThreads(1)  # the batches run in parallel, an image need not
+    if num_workers == 0:
+        options = grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch)
+        return iter(batches.to_iter_dataset(options))
+    if not flags.FLAGS.is_parsed():  # Grain reads absl flags; a notebook has parsed none
+        flags.FLAGS.mark_as_parsed()
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    dataset = grain.experimental.WithOptionsIterDataset(
+        batches.to_iter_dataset(options),
+        grain.experimental.DatasetOptions(min_shm_size=SHARED_MEMORY_BYTES),
+    )
+    each = max(1, -(-prefetch // num_workers))
+    workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=each)
+    return iter(dataset.mp_prefetch(workers, worker_init_fn=_start_worker))
+
+
+def _start_worker(_index: int, _count: int) -> None:
+    """Runs once in each worker process."""
+    global _in_worker_process
+    _in_worker_process = True
+    cv2.setNumThreads(1)
+
+
+def check_overflow(dataset: DetectionDataset, max_boxes: int, on_overflow: str) -> None:
+    """Finds images with more boxes than slots before anything is read.
+
+    Raises:
+      ValueError: there are some and `on_overflow` is "error"; or another value of it.
+    """
+    if on_overflow not in ON_OVERFLOW:
+        raise ValueError(f"data.on_overflow={on_overflow!r}: use one of {', '.join(ON_OVERFLOW)}.")
+    counts = dataset.num_boxes
+    over = np.flatnonzero(counts > max_boxes)
+    if not len(over):
+        return
+    worst = int(counts.argmax())
+    if on_overflow == "error":
+        first = int(over[0])
+        raise ValueError(
+            f"image {dataset.image_ids[first]} ({dataset.file_name(first)}): {counts[first]} "
+            f"ground-truth boxes, but data.max_boxes={max_boxes} ({len(over)} such images, at most "
+            f'{counts[worst]} boxes). Raise it, or set data.on_overflow="largest".'
+        )
+    lost = int((counts[over] - max_boxes).sum())
+    logging.warning(
+        "%s: %d images have more than data.max_boxes=%d boxes; their %d smallest are left out",
+        dataset.name,
+        len(over),
+        max_boxes,
+        lost,
+    )
+
+
+def make_batch(dataset: DetectionDataset, rows: Rows, max_boxes: int) -> Batch:
+    """Reads, decodes and places the images of a batch.
+
+    Raises:
+      ValueError: an image that does not decode; it names file and id.
+    """
+    count = len(rows.record_index)
+    shape = (count, *rows.bucket, 3)
+    pixels = (
+        grain.multiprocessing.SharedMemoryArray(shape, np.uint8)
+        if _in_worker_process
+        else (np.empty(shape, np.uint8))
+    )
+    batch = Batch(
+        image=pixels,
+        image_size=np.tile(np.array(rows.bucket, np.int32), (count, 1)),
+        ground_truth=GroundTruth(
+            boxes=np.zeros((count, max_boxes, 4), np.float32),
+            labels=np.zeros((count, max_boxes), np.int32),
+            is_valid=np.zeros((count, max_boxes), np.bool_),
+        ),
+        record_index=rows.record_index,
+        scale=np.ones((count, 2), np.float32),
+    )
+    plain = pixels.view(np.ndarray)
+    for row, record in enumerate(rows.record_index.tolist()):
+        if record < 0:
+            plain[row] = 0
+            continue
+        augmentation = rows.augmentations[row]
+        height, width = rows.target[row].tolist()
+        image = read_image(dataset, record)
+        placement = images.write_row(plain[row], image, (height, width), augmentation)
+        batch.image_size[row] = placement.size
+        batch.scale[row] = placement.scale
+        boxes, keep = images.move_boxes(
+            dataset.boxes(record), image.shape[1], placement, augmentation.flip
+        )
+        _fill_boxes(batch.ground_truth, row, boxes[keep], dataset.labels(record)[keep])
+    return batch
+
+
+def read_image(dataset: DetectionDataset, record: int) -> np.ndarray:
+    """The decoded image of a record, uint8 RGB, turned by the EXIF policy.
+
+    Raises:
+      ValueError: it does not decode, or has another size than when the data set was read.
+    """
+    try:
+        image = images.decode(dataset.image_bytes(record), int(dataset.orientations[record]))
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"image {dataset.image_ids[record]} ({dataset.file_name(record)}) of {dataset.name}: "
+            f"{error}. Mend or remove it; scripts/check_data.py --decode finds all such files."
+        ) from error
+    if image.shape[:2] != tuple(dataset.sizes[record]):
+        raise ValueError(
+            f"image {dataset.image_ids[record]} ({dataset.file_name(record)}) of {dataset.name}: "
+            f"decodes to (h, w) {image.shape[:2]}, but its size is {tuple(dataset.sizes[record])}. "
+            "Was the file changed? Prepare the data set again."
+        )
+    return image
+
+
+def _fill_boxes(truth: GroundTruth, row: int, boxes: np.ndarray, labels: np.ndarray) -> None:
+    """Writes an image's boxes into its slots; of too many the largest, in their old order."""
+    slots = truth.labels.shape[1]
+    if len(boxes) > slots:
+        area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+        largest = np.sort(np.argsort(-area, kind="stable")[:slots])
+        boxes, labels = boxes[largest], labels[largest]
+    truth.boxes[row, : len(boxes)] = boxes
+    truth.labels[row, : len(boxes)] = labels
+    truth.is_valid[row, : len(boxes)] = True
