@@ -1,0 +1,1 @@
+"""Networks: backbone, feature pyramid, head, and weights of other libraries. The only Flax code."""

@@ -1,0 +1,146 @@
+"""The dense head: P3..P7 to class logits, box regression and centerness.
+
+One head for the paper's whole family. ATSS (Zhang et al. 2020, Sec. 3.2 and 4), FCOS (Tian et al.
+2019) and RetinaNet (Lin et al. 2017) are settings of it.
+"""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from atss_jax.models import layers
+from atss_jax.models.deform_conv import DeformConv
+from atss_jax.structures import HeadOutputs
+from atss_jax.typing import Array, Bool, Float
+
+NORMAL = nn.initializers.normal(0.01)
+"""The official initialisation of all convolutions of the head."""
+
+POINT_BIAS = 4.0
+"""Initial bias of relu-activated point regression: 4 strides, half the side of an 8S anchor."""
+
+
+class Tower(nn.Module):
+    """3x3 convolutions, each with GroupNorm (or none) and ReLU, shared by all levels.
+
+    Attributes:
+      channels: width.
+      num_convs: how many.
+      norm: "group_norm" or "none".
+      deformable: the last convolution is deformable.
+      dtype: compute type.
+    """
+
+    channels: int
+    num_convs: int
+    norm: str
+    deformable: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self,
+        features: tuple[Float[Array, "B _h _w C"], ...],
+        masks: tuple[Bool[Array, "B _h _w"] | None, ...],
+    ) -> tuple[Float[Array, "B _h _w C"], ...]:
+        """The tower's output at each level, zero outside the own cells."""
+        for i in range(self.num_convs):
+            if self.deformable and i == self.num_convs - 1:
+                # The official loop over the head's convolutions misses the deformable kernel: it
+                # keeps PyTorch's own initialisation, U(-1/sqrt(fan_in), +).
+                conv = DeformConv(
+                    self.channels,
+                    kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+                    offset_init=NORMAL,
+                    dtype=self.dtype,
+                    name=f"conv{i}",
+                )
+            else:
+                conv = layers.Conv(
+                    self.channels, kernel_init=NORMAL, dtype=self.dtype, name=f"conv{i}"
+                )
+            features = tuple(conv(x) for x in features)
+            if self.norm == "group_norm":
+                norm = layers.GroupNorm(dtype=self.dtype, name=f"norm{i}")
+                features = tuple(norm(x, m) for x, m in zip(features, masks, strict=True))
+            features = tuple(
+                layers.zero_outside(nn.relu(x), m) for x, m in zip(features, masks, strict=True)
+            )
+        return features
+
+
+class Head(nn.Module):
+    """Two towers and three prediction convolutions, shared by all levels.
+
+    Attributes:
+      num_classes: K.
+      num_anchors: a, anchors per location.
+      num_convs: convolutions of each tower.
+      norm: "group_norm" or "none" (RetinaNet).
+      deformable: the last convolution of both towers is deformable.
+      level_scale: a learned factor per level on the box regression.
+      centerness: the tower that carries the centerness branch, "box" (ATSS), "cls" (FCOS as
+        first published) or "none" (RetinaNet).
+      regression: "box" (deltas) or "point" (distances in strides).
+      point_activation: "relu" (official ATSS and the improved FCOS) or "exp" (FCOS).
+      class_prior: initial probability of each class (focal loss paper, Sec. 4.1).
+      dtype: compute type; outputs are float32 at least.
+    """
+
+    num_classes: int
+    num_anchors: int = 1
+    num_convs: int = 4
+    norm: str = "group_norm"
+    deformable: bool = False
+    level_scale: bool = True
+    centerness: str = "box"
+    regression: str = "box"
+    point_activation: str = "relu"
+    class_prior: float = 0.01
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        features: tuple[Float[Array, "B _h _w C"], ...],
+        masks: tuple[Bool[Array, "B _h _w"] | None, ...],
+    ) -> HeadOutputs:
+        """Predictions of every level; meaningless outside the own cells."""
+        channels = features[0].shape[-1]
+
+        def tower(name):
+            return Tower(
+                channels, self.num_convs, self.norm, self.deformable, self.dtype, name=name
+            )(features, masks)
+
+        def predict(name, maps, per_anchor, bias=0.0):
+            conv = layers.Conv(
+                self.num_anchors * per_anchor,
+                kernel_init=NORMAL,
+                bias_init=nn.initializers.constant(bias),
+                dtype=self.dtype,
+                name=name,
+            )
+            wide = jnp.promote_types(self.dtype, jnp.float32)
+            return [
+                conv(x).astype(wide).reshape(*x.shape[:3], self.num_anchors, per_anchor)
+                for x in maps
+            ]
+
+        cls_maps, box_maps = tower("cls_tower"), tower("box_tower")
+        prior = -math.log((1 - self.class_prior) / self.class_prior)
+        logits = predict("cls_logits", cls_maps, self.num_classes, prior)
+        relu_points = self.regression == "point" and self.point_activation == "relu"
+        boxes = predict("box_regression", box_maps, 4, POINT_BIAS if relu_points else 0.0)
+        if self.level_scale:
+            scale = self.param("level_scale", nn.initializers.ones_init(), (len(boxes),))
+            boxes = [x * scale[i] for i, x in enumerate(boxes)]
+        if self.regression == "point":
+            boxes = [nn.relu(x) if relu_points else jnp.exp(x) for x in boxes]
+        centerness = None
+        if self.centerness != "none":
+            maps = box_maps if self.centerness == "box" else cls_maps
+            centerness = tuple(x[..., 0] for x in predict("centerness", maps, 1))
+        return HeadOutputs(tuple(logits), tuple(boxes), centerness)

@@ -1,0 +1,139 @@
+"""The whole network: shapes, settings, independence of the bucket, frozen parts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atss_jax import pyramid
+from atss_jax.models.detector import Detector, frozen_mask, is_frozen, normalize_images
+
+SMALL = {"num_classes": 3, "width": 0.125, "stem_channels": 8, "fpn_channels": 32, "head_convs": 1}
+
+
+def random_variables(model, images, sizes, seed=0):
+    """Random numbers for everything: biases and constants off zero, so that a lost mask shows."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        if path[-1].key in ("scale", "var", "level_scale"):
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        fan_in = np.prod(leaf.shape[:-1]) if len(leaf.shape) > 1 else 100
+        return rng.normal(0, 1 / np.sqrt(fan_in), leaf.shape).astype(np.float32)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(seed), images, sizes)
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def run(model, images, sizes, *, train=False):
+    variables = random_variables(model, images, sizes)
+    apply = jax.jit(model.apply, static_argnames="train")
+    return variables, apply(variables, images, sizes, train=train)
+
+
+def test_shapes():
+    model = Detector(**SMALL, backbone="resnet34", num_anchors=2)
+    images = jnp.zeros((2, 64, 96, 3))
+    _, out = run(model, images, jnp.array([[64, 96], [40, 70]]))
+    for (h, w), cls, box, center in zip(
+        pyramid.level_shapes((64, 96)), *out[:2], out.centerness_logits, strict=True
+    ):
+        assert cls.shape == (2, h, w, 2, 3)
+        assert box.shape == (2, h, w, 2, 4)
+        assert center.shape == (2, h, w, 2)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "norm", "tolerance"),
+    [("resnet18", "group_norm", 1e-4), ("resnet50", "frozen_bn", 1e-5)],
+)
+def test_bucket_does_not_matter(backbone, norm, tolerance):
+    """The same image in a larger bucket, beside noise that must not be read."""
+    model = Detector(**SMALL, backbone=backbone, backbone_norm=norm)
+    sizes = jnp.array([[70, 100]])  # own region 96 x 128
+    image = np.zeros((1, 96, 128, 3), np.float32)
+    image[:, :70, :100] = np.random.default_rng(1).normal(size=(1, 70, 100, 3))
+    padded = np.zeros((1, 160, 224, 3), np.float32)
+    padded[:, :96, :128] = image
+    variables, alone = run(model, jnp.asarray(image), sizes)
+    apply = jax.jit(model.apply, static_argnames="train")
+    in_bucket = apply(variables, jnp.asarray(padded), sizes)
+    own = pyramid.level_shapes((96, 128))
+    for ours, theirs in zip(jax.tree.leaves(alone), jax.tree.leaves(in_bucket), strict=True):
+        h, w = ours.shape[1:3]
+        assert (h, w) in own
+        np.testing.assert_allclose(theirs[:, :h, :w], ours, atol=tolerance)
+
+
+def test_batch_norm_statistics_do_not_see_the_padding():
+    model = Detector(**SMALL, backbone="resnet18", backbone_norm="batch_norm")
+    image = np.random.default_rng(0).normal(size=(1, 64, 96, 3)).astype(np.float32)
+    padded = np.zeros((1, 96, 128, 3), np.float32)
+    padded[:, :64, :96] = image
+    sizes = jnp.array([[64, 96]])
+    variables, _ = run(model, jnp.asarray(image), sizes)
+    results = []
+    for x in (image, padded):
+        _, updates = jax.jit(
+            lambda v, x: model.apply(v, x, sizes, train=True, mutable=["batch_stats"])
+        )(variables, jnp.asarray(x))
+        results.append(updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *results)
+    moved = jax.tree.map(
+        lambda a, b: float(jnp.max(jnp.abs(a - b))),
+        results[0]["batch_stats"],
+        variables["batch_stats"],
+    )
+    assert min(jax.tree.leaves(moved)) > 0
+
+
+def test_frozen_parts():
+    model = Detector(**SMALL, backbone="resnet18", frozen_stages=2)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(1, 64, 96, 3)), jnp.float32)
+    sizes = jnp.array([[64, 96]])
+    variables, _ = run(model, images, sizes)
+    assert set(variables) == {"params", "batch_stats"}
+
+    def loss(params):
+        out = model.apply({**variables, "params": params}, images, sizes)
+        return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(out))
+
+    gradients = jax.jit(jax.grad(loss))(variables["params"])
+    frozen = frozen_mask(variables["params"], frozen_stages=2)
+    is_zero = jax.tree.map(lambda g: not bool(jnp.any(g)), gradients)
+    for path, zero in jax.tree_util.tree_leaves_with_path(is_zero["backbone"]):
+        assert zero == is_frozen(("backbone", *(k.key for k in path)), frozen_stages=2), path
+    assert jax.tree.leaves(frozen["backbone"]) == jax.tree.leaves(is_zero["backbone"])
+    assert not any(jax.tree.leaves((frozen["fpn"], frozen["head"])))
+    assert not is_frozen(("backbone", "layer2_0", "conv1", "kernel"), frozen_stages=2)
+    assert not any(jax.tree.leaves(frozen_mask(variables["params"], frozen_stages=0)))
+
+
+def test_words_are_checked():
+    for field, value in (("p6_from", "p4"), ("backbone", "resnet20"), ("remat", "all")):
+        with pytest.raises(ValueError, match=f"{field}='{value}'"):
+            Detector(num_classes=3, **{field: value}).init(
+                jax.random.key(0), jnp.zeros((1, 32, 64, 3)), jnp.array([[32, 64]])
+            )
+    with pytest.raises(ValueError, match="a point has one box"):
+        Detector(num_classes=3, num_anchors=2, regression="point").init(
+            jax.random.key(0), jnp.zeros((1, 32, 64, 3)), jnp.array([[32, 64]])
+        )
+    with pytest.raises(ValueError, match="multiples of 32"):
+        Detector(num_classes=3).init(
+            jax.random.key(0), jnp.zeros((1, 33, 64, 3)), jnp.array([[32, 64]])
+        )
+
+
+def test_normalize_images():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 32, 64, 3), dtype=np.uint8)
+    sizes = np.array([[32, 64], [20, 50]], np.int32)
+    mean, std = (103.0, 116.0, 123.0), (1.0, 2.0, 4.0)
+    out = normalize_images(images, sizes, mean=mean, std=std, channel_order="bgr")
+    expected = (images[..., ::-1].astype(np.float32) - np.array(mean, np.float32)) / np.array(std)
+    np.testing.assert_allclose(out[0], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(out[1, :20, :50], expected[1, :20, :50], rtol=1e-6)
+    assert not np.any(out[1, 20:]) and not np.any(out[1, :, 50:])
+    with pytest.raises(ValueError, match="channel_order='gbr'"):
+        normalize_images(images, sizes, mean=mean, std=std, channel_order="gbr")
