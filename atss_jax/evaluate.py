@@ -6,7 +6,7 @@ sorted by record, and a missing or doubled image is an error.
 """
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -18,6 +18,7 @@ from atss_jax import parallel
 from atss_jax.anchors import AnchorGrid
 from atss_jax.coco_metrics import coco_metrics, detections_to_coco
 from atss_jax.models.detector import normalize_images
+from atss_jax.multiscale import Pass, merge_images
 from atss_jax.postprocess import postprocess_batch
 from atss_jax.structures import Batch, Detections, HeadOutputs
 from atss_jax.typing import Array, Float, Int, UInt8
@@ -159,6 +160,76 @@ def evaluate(
     if found is None:
         return None
     record_index, detections, _ = found
+    return score(record_index, detections, dataset, backend=backend, with_metrics=with_metrics)
+
+
+def evaluate_passes(
+    predict_steps: tuple[PredictStep, PredictStep],
+    variables: Any,
+    make_batches: Callable[[Pass], Iterator[Batch]],
+    passes: Sequence[Pass],
+    dataset: EvaluationSet,
+    *,
+    mesh: Mesh,
+    backend: str = "pycocotools",
+    with_metrics: bool = True,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, float], list[dict[str, Any]]] | None:
+    """`evaluate` with test-time augmentation: several passes over the split, merged by voting.
+
+    Args:
+      predict_steps: the plain and the mirroring one.
+      variables: as in `evaluate`.
+      make_batches: this host's batches of the whole split at the size of a pass.
+      passes: from `multiscale.make_passes`.
+      dataset: as in `evaluate`, and so are the next ones.
+      mesh: the devices.
+      backend: of the metrics.
+      with_metrics: False leaves them empty.
+      should_stop: asked before each batch.
+
+    Returns:
+      As `evaluate`.
+    """
+    found = []
+    for one_pass in passes:
+        answer = detect_all(
+            predict_steps[one_pass.flip],
+            variables,
+            make_batches(one_pass),
+            mesh=mesh,
+            should_stop=should_stop,
+        )
+        if answer is None:
+            return None
+        found.append(answer)
+    record_index = found[0][0]
+    merged = merge_images(
+        [(p, detections, scale) for p, (_, detections, scale) in zip(passes, found, strict=True)]
+    )
+    return score(record_index, merged, dataset, backend=backend, with_metrics=with_metrics)
+
+
+def score(
+    record_index: np.ndarray,
+    detections: Detections,
+    dataset: EvaluationSet,
+    *,
+    backend: str,
+    with_metrics: bool,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """(metrics, results) of the detections of a whole split.
+
+    Args:
+      record_index: record of each row, [N].
+      detections: host arrays, [N, D].
+      dataset: as in `evaluate`.
+      backend: of the metrics.
+      with_metrics: False leaves them empty.
+
+    Raises:
+      RuntimeError: a record is there twice, or not at all.
+    """
     check_each_once(record_index, len(dataset.image_ids))
     results = detections_to_coco(detections, record_index, dataset.image_ids, dataset.category_ids)
     if not with_metrics:

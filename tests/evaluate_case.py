@@ -4,6 +4,7 @@ Also a program: `python evaluate_case.py PROCESS COUNT PORT BATCH...` evaluates 
 processes and prints a JSON line for each batch size. `test_evaluate.py` uses both.
 """
 
+import functools
 import json
 import sys
 
@@ -100,6 +101,7 @@ def batches(batch_size, process_index=0, process_count=1):
             )
 
 
+@functools.cache
 def predict_step(mesh, *, flip=False):
     return evaluate.make_predict_step(
         MeanNetwork(), AnchorGrid(BUCKETS[0]), normalize=NORMALIZE, postprocess=POSTPROCESS,

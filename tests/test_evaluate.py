@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from atss_jax import evaluate, parallel
+from atss_jax.multiscale import make_passes
 from atss_jax.parallel import AXIS
 
 ONE_DEVICE = jax.make_mesh(
@@ -124,3 +125,25 @@ def test_mirroring():
         unmirrored.boxes[unmirrored.is_valid],
         atol=1e-3,
     )
+
+
+def test_passes_are_merged(reference):
+    """A plain pass alone changes nothing but what voting merges; a second one adds boxes."""
+    steps = (case.predict_step(ONE_DEVICE), case.predict_step(ONE_DEVICE, flip=True))
+    variables = {"shift": jnp.float32(0.25)}
+    passes = make_passes("flip", 48, 96)
+    seen = []
+
+    def make_batches(one_pass):
+        seen.append(one_pass)
+        return case.batches(7)
+
+    found = evaluate.evaluate_passes(
+        steps, variables, make_batches, passes, case.SmallSet(), mesh=ONE_DEVICE
+    )
+    assert found is not None and seen == list(passes)
+    metrics, results = found
+    assert 0 < metrics["AP50"] <= 1 and len(results) > len(reference[1])
+    best = {r["image_id"]: r["score"] for r in reversed(results)}
+    for result in reference[1]:
+        assert best[result["image_id"]] >= result["score"]
