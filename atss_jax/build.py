@@ -15,7 +15,7 @@ from atss_jax import optim, parallel
 from atss_jax.anchors import AnchorGrid
 from atss_jax.assigners import ASSIGNERS
 from atss_jax.config import Config
-from atss_jax.data import coco, tfds_builders
+from atss_jax.data import coco
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.models.detector import Detector
@@ -44,6 +44,8 @@ def load_dataset(config: Config, split: str) -> DetectionDataset:
                 )
         return coco.load_coco(annotations, images, name=f"{data.name}/{split}", **checks)
     if data.source in ("tfds", "array_record"):
+        from atss_jax.data import tfds_builders  # slow to import: only where it is used
+
         return tfds_builders.load_tfds(
             data.name, getattr(data, f"{split}_split"), data.data_dir, **checks
         )
@@ -130,6 +132,7 @@ def make_model(config: Config, num_classes: int) -> Detector:
         flavour=model.flavour,
         backbone_norm=model.backbone_norm,
         width=model.width,
+        frozen_stages=model.frozen_stages,
         dcn_stages=model.dcn_stages,
         fpn_channels=model.fpn_channels,
         p6_from=model.p6_from,
@@ -182,6 +185,19 @@ def postprocess_keywords(config: Config) -> dict[str, Any]:
         "nms_iou": evaluation.nms_iou,
         "max_detections": evaluation.max_detections,
         "score": evaluation.score,
+    }
+
+
+def train_batch_keywords(config: Config) -> dict[str, Any]:
+    """Keywords of `data.loader.train_batches`, this process' share."""
+    data = config.data
+    return {
+        "max_boxes": data.max_boxes,
+        "on_overflow": data.on_overflow,
+        "num_workers": data.num_workers,
+        "prefetch": data.prefetch,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
     }
 
 

@@ -22,7 +22,6 @@ class Checkpointer:
       keep_last: newest checkpoints kept.
       keep_best: best ones by the metric "AP" kept.
       keep_every: every checkpoint at a multiple of this step is kept; 0 for none.
-      read_only: never writes or deletes.
     """
 
     def __init__(
@@ -32,7 +31,6 @@ class Checkpointer:
         keep_last: int = 2,
         keep_best: int = 1,
         keep_every: int = 0,
-        read_only: bool = False,
     ):
         kept: list[policies.PreservationPolicy] = [policies.LatestN(max(keep_last, 1))]
         if keep_best:
@@ -46,16 +44,11 @@ class Checkpointer:
         if keep_every:
             kept.append(policies.EveryNSteps(keep_every))
         self._folder = epath.Path(folder).absolute()
-        if read_only and not self._folder.exists():
-            raise FileNotFoundError(
-                f"{self._folder}: no checkpoints. Train first (--mode=train), or check --workdir."
-            )
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy(kept),
-                cleanup_tmp_directories=not read_only,
-                read_only=read_only,
+                cleanup_tmp_directories=True,
             ),
             item_handlers=ocp.StandardCheckpointHandler(),
         )
@@ -130,3 +123,39 @@ class Checkpointer:
     def close(self) -> None:
         """Finishes pending saves and frees threads."""
         self._manager.close()
+
+
+def restore_part(folder: epath.Path, abstract_part: Any) -> tuple[int, Any]:
+    """(step, part) of the newest readable checkpoint: only some entries of the saved state.
+
+    Args:
+      folder: of the checkpoints.
+      abstract_part: shapes, dtypes and shardings of the entries to read.
+
+    Raises:
+      FileNotFoundError: no checkpoints there.
+      ValueError: none of them can be read with these shapes.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(
+            f"{folder}: no checkpoints. Train first (--mode=train), or check --workdir."
+        )
+    errors = []
+    with ocp.CheckpointManager(
+        folder.absolute(),
+        options=ocp.CheckpointManagerOptions(read_only=True),
+        item_handlers=ocp.PyTreeCheckpointHandler(),
+    ) as manager:
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                arguments = ocp.args.PyTreeRestore(
+                    item=abstract_part,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_part),
+                    partial_restore=True,
+                )
+                return step, manager.restore(step, args=arguments)
+            except Exception as error:  # noqa: BLE001 - any damage counts
+                errors.append(f"{step}: {type(error).__name__}: {str(error)[:200]}")
+    if not errors:
+        raise FileNotFoundError(f"{folder}: no complete checkpoint yet. Train first.")
+    raise ValueError(f"{folder}: no checkpoint can be read. " + "; ".join(errors))

@@ -151,7 +151,7 @@ class LossConfig:
     focal_alpha: float
     focal_gamma: float
     normalizer: str
-    """"positives" (ATSS, FCOS) or "retinanet" (positives + images; 4 x positives for boxes)."""
+    """"positives" (ATSS, FCOS) or "retinanet" (positives + images; 4 x positives)."""
 
 
 @dataclasses.dataclass(frozen=True)

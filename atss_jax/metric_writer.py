@@ -45,7 +45,8 @@ class JsonLines:
         self._file = open(os.fspath(self._path), "a")  # noqa: SIM115 - closed by close()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Appends one row."""
+        """Appends one row; a non-finite number becomes null (JSON has none)."""
+        row = {k: v if np.isfinite(v) else None for k, v in row.items()}
         self._file.write(json.dumps(row) + "\n")
 
     def flush(self) -> None:
@@ -173,6 +174,10 @@ class Progress:
         """Seconds of training so far."""
         return self._seconds
 
+    def steps_since_report(self, step: int) -> int:
+        """Steps since the last line."""
+        return step - self._last[0]
+
     def report(self, step: int, batch_size: int, values: Mapping[str, str]) -> float:
         """Prints a line; returns images per second since the last one.
 
@@ -217,3 +222,4 @@ def _clock(seconds: float) -> str:
 def configure_logging() -> None:
     """Warnings and errors of this package on stderr, one line each."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every save at length

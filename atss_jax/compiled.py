@@ -1,0 +1,111 @@
+"""Ahead-of-time compiled steps: one program per batch shape, counted, with its cost.
+
+Calling a compiled program with another shape is an error, so a silent recompilation in the loop is
+impossible; a new shape compiles once more and is reported.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "Tesla V100": 125e12,
+}
+"""Dense bfloat16 (V100: float16) peak of a chip, FLOP/s, from the vendors' data sheets."""
+
+
+class Cost(NamedTuple):
+    """What the compiler says of a program, for one device."""
+
+    flops: float
+    """Floating point operations of a call on one device; 0 if unknown."""
+    argument_bytes: int
+    temporary_bytes: int
+    compile_seconds: float
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """FLOP/s of a device kind, or None if it is not in `PEAK_FLOPS` (CPUs)."""
+    matches = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
+    return PEAK_FLOPS[max(matches, key=len)] if matches else None
+
+
+class CompiledByShape:
+    """A jitted function compiled ahead of time for each shape of its last argument.
+
+    Args:
+      function: from `jax.jit`.
+      expected: programs that are expected; a further one is a warning.
+    """
+
+    def __init__(self, function: Callable, *, expected: int):
+        self._function = function
+        self._expected = expected
+        self._programs: dict[Any, Any] = {}
+        self.costs: dict[Any, Cost] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Calls the program for these shapes, compiling it if it is new."""
+        return self.program(*arguments)(*arguments)
+
+    def program(self, *arguments: Any) -> Any:
+        """The compiled program for these arguments (arrays or `jax.ShapeDtypeStruct`s)."""
+        key = tuple(leaf.shape for leaf in jax.tree.leaves(arguments[-1]))
+        if key not in self._programs:
+            if len(self._programs) >= self._expected:
+                logging.warning(
+                    "compiling program %d for batch shapes %s, but only %d were planned",
+                    len(self._programs) + 1,
+                    key,
+                    self._expected,
+                )
+            start = time.perf_counter()
+            program = self._function.lower(*arguments).compile()
+            self.costs[key] = _cost(program, time.perf_counter() - start)
+            self._programs[key] = program
+        return self._programs[key]
+
+    @property
+    def num_programs(self) -> int:
+        """Programs compiled so far."""
+        return len(self._programs)
+
+
+def _cost(program: Any, seconds: float) -> Cost:
+    analysis = program.cost_analysis() or {}
+    memory = program.memory_analysis()
+    return Cost(
+        flops=float(analysis.get("flops", 0.0)),
+        argument_bytes=int(getattr(memory, "argument_size_in_bytes", 0)),
+        temporary_bytes=int(getattr(memory, "temp_size_in_bytes", 0)),
+        compile_seconds=seconds,
+    )
+
+
+def use_compilation_cache(folder: str, workdir: epath.Path) -> None:
+    """Keeps compiled programs on disk for the next start.
+
+    Args:
+      folder: where; "" for `.compilation_cache` beside the workdir, "off" for nowhere.
+      workdir: folder of the run.
+    """
+    if folder == "off":
+        return
+    folder = folder or os.fspath(workdir.absolute().parent / ".compilation_cache")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

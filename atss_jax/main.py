@@ -1,0 +1,78 @@
+"""The command line: `python -m atss_jax.main --config=... --workdir=... --mode=...`.
+
+Flags only. A wrong flag or field is rejected before JAX is imported.
+"""
+
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from atss_jax import config as config_lib
+
+MODES = ("train", "eval", "train_and_eval", "predict", "export", "describe")
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Recipe, as in --config=configs/quickstart.py; fields as --config.group.field."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_MODE = flags.DEFINE_enum("mode", "train_and_eval", MODES, "What to do.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Checks the recipe, then runs the mode."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {list(argv[1:])}: flags only.")
+    if _CONFIG.value is None:
+        raise app.UsageError("--config is missing, as in --config=configs/quickstart.py.")
+    config = config_lib.check_config(_CONFIG.value.to_dict())
+    if not _WORKDIR.value and _MODE.value != "describe":
+        raise app.UsageError("--workdir is missing: the folder of the run.")
+
+    from atss_jax import run_mode  # imports JAX: only after the flags are known to be right
+
+    sys.exit(run_mode.run(_MODE.value, config, _WORKDIR.value or ""))
+
+
+def check_flag_names(argv: Sequence[str]) -> str | None:
+    """An error text for the first unknown flag or config field in `argv`, None if all exist."""
+    known = {"config", "workdir", "mode", "help", "helpfull", "helpshort"}
+    absl_flags = set(flags.FLAGS)
+    for argument in argv:
+        match = re.match(r"--?([A-Za-z_][\w.]*)", argument)
+        if not match:
+            continue
+        name = match[1]
+        if name.startswith("config."):
+            field = name.removeprefix("config.")
+            if field not in config_lib.field_names():
+                return config_lib.unknown_field_message(field)
+        elif name not in known and name not in absl_flags and name.removeprefix("no") not in absl_flags:
+            near = difflib.get_close_matches(name, [*known, "config.group.field"], n=1, cutoff=0.0)
+            return f"--{name}: no such flag. Did you mean --{near[0]}?"
+    return None
+
+
+def run_from_command_line() -> None:
+    """Entry point: errors of the user are one line and exit code 2, not a traceback."""
+    error = check_flag_names(sys.argv[1:])
+    if error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    app.run(_friendly)
+
+
+def _friendly(argv: Sequence[str]) -> Any:
+    try:
+        return main(argv)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run_from_command_line()

@@ -1,0 +1,124 @@
+"""Pictures of a run in its workdir: detections, assignments and curves, after each evaluation."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from atss_jax import visualize
+from atss_jax.config import Config
+from atss_jax.data import images, loader
+from atss_jax.data.dataset import DetectionDataset
+from atss_jax.metric_writer import MetricWriter, read_rows
+from atss_jax.setup import Setup
+from atss_jax.structures import Batch
+from atss_jax.targets import assign_targets
+
+SHOWN_SCORE = 0.3
+"""Detections are drawn from this score on."""
+
+
+def after_evaluation(
+    config: Config,
+    workdir: epath.Path,
+    setup: Setup,
+    val_set: DetectionDataset,
+    results: list[dict[str, Any]],
+    step: int,
+    writer: MetricWriter,
+) -> None:
+    """Draws into workdir/pictures, replacing those of the evaluation before.
+
+    Ground truth beside detections of a few validation images, the assigner's positives by level on
+    a few training images, and the loss and AP curves.
+
+    Args:
+      config: the recipe.
+      workdir: folder of the run.
+      setup: the run's constants.
+      val_set: the evaluated set.
+      results: detections in COCO's result format.
+      step: of the evaluated state.
+      writer: takes the pictures for TensorBoard.
+    """
+    folder = workdir / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    count = min(config.eval.num_pictures, val_set.num_records)
+    for number, picture in enumerate(draw_detections(val_set, results, count)):
+        visualize.save_image(folder / f"detections_{number}.jpg", picture)
+        writer.write_image(step, f"detections/{number}", picture)
+    batch = loader.batch_at(
+        setup.train_set,
+        setup.plan,
+        step,
+        max_boxes=config.data.max_boxes,
+        on_overflow=config.data.on_overflow,
+    )
+    for number, picture in enumerate(draw_assignments(setup, batch, count // 2)):
+        visualize.save_image(folder / f"positives_{number}.jpg", picture)
+        writer.write_image(step, f"positives/{number}", picture)
+    writer.flush()
+    visualize.plot_curves(
+        read_rows(workdir / "metrics.jsonl"), folder / "curves.png", title=workdir.name
+    )
+
+
+def draw_detections(
+    dataset: DetectionDataset, results: list[dict[str, Any]], count: int
+) -> list[np.ndarray]:
+    """Ground truth beside detections of `count` images spread over a set.
+
+    Args:
+      dataset: the images.
+      results: detections in COCO's result format.
+      count: pictures.
+    """
+    label_of = {category: label for label, category in enumerate(dataset.category_ids)}
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for result in results:
+        by_image.setdefault(result["image_id"], []).append(result)
+    pictures = []
+    for index in np.linspace(0, dataset.num_records - 1, count).round().astype(int):
+        found = by_image.get(int(dataset.image_ids[index]), [])
+        xywh = np.array([r["bbox"] for r in found], np.float64).reshape(-1, 4)
+        pictures.append(
+            visualize.draw_side_by_side(
+                images.decode(dataset.image_bytes(index), int(dataset.orientations[index])),
+                gt_boxes=dataset.boxes(index),
+                gt_labels=dataset.labels(index),
+                boxes=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
+                labels=np.array([label_of[r["category_id"]] for r in found], np.int64),
+                scores=np.array([r["score"] for r in found], np.float64),
+                class_names=dataset.class_names,
+                score_threshold=SHOWN_SCORE,
+                title=f"image {dataset.image_ids[index]}",
+            )
+        )
+    return pictures
+
+
+def draw_assignments(setup: Setup, batch: Batch, count: int) -> list[np.ndarray]:
+    """Positives by level on the first images of a training batch, as the network sees them."""
+    grid = setup.settings.grid.with_image_shape(batch.image.shape[1:3])
+    targets = jax.device_get(
+        jax.jit(lambda size, gt: assign_targets(setup.settings.assign, grid, size, gt))(
+            batch.image_size, batch.ground_truth
+        )
+    )
+    ends = np.cumsum(grid.num_per_level)[:-1]
+    pictures = []
+    for row in range(min(count, len(batch.image))):
+        positive = np.split(targets.is_positive[row], ends)
+        centers = np.split(grid.centers(), ends)
+        height, width = batch.image_size[row]
+        truth = batch.ground_truth
+        pictures.append(
+            visualize.draw_positives(
+                np.asarray(batch.image[row, :height, :width]),
+                [c[p] for c, p in zip(centers, positive, strict=True)],
+                truth.boxes[row][truth.is_valid[row]],
+                title=f"image {setup.train_set.image_ids[batch.record_index[row]]}",
+            )
+        )
+    return pictures

@@ -1,0 +1,39 @@
+"""Runs one mode of the command line, and turns outcomes into exit codes."""
+
+import sys
+
+from etils import epath
+
+from atss_jax import step_log, train, validation
+from atss_jax.config import Config
+from atss_jax.metric_writer import configure_logging
+
+
+def run(mode: str, config: Config, workdir: str) -> int:
+    """Runs a mode; returns the exit code.
+
+    Args:
+      mode: one of `main.MODES`.
+      config: the recipe.
+      workdir: folder of the run.
+    """
+    configure_logging()
+    folder = epath.Path(workdir)
+    if mode in ("train", "train_and_eval"):
+        try:
+            train.train(config, folder, with_evaluation=mode == "train_and_eval")
+        except train.Preempted as stop:
+            print(stop, file=sys.stderr)
+            return train.PREEMPTED_EXIT_CODE
+        except step_log.NonFiniteError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    elif mode == "eval":
+        validation.evaluate_workdir(config, folder)
+    elif mode == "predict":
+        predict.predict_workdir(config, folder)
+    elif mode == "export":
+        export.export_workdir(config, folder)
+    else:
+        print(describe.describe(config))
+    return 0

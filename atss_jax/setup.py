@@ -1,0 +1,71 @@
+"""Everything of a training run that does not change, built once from the recipe."""
+
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from atss_jax import build, parallel, train_step
+from atss_jax.config import Config
+from atss_jax.data.batch_plan import BatchPlan
+from atss_jax.data.dataset import DetectionDataset
+from atss_jax.models.detector import frozen_mask
+from atss_jax.train_step import StepSettings, TrainState
+
+
+class Setup(NamedTuple):
+    """A run's constants."""
+
+    mesh: Mesh
+    train_set: DetectionDataset
+    plan: BatchPlan
+    num_steps: int
+    settings: StepSettings
+    shardings: TrainState
+    """Placement of the state over the mesh."""
+    abstract_state: TrainState
+    """Shapes, dtypes and shardings of the state."""
+
+
+def set_up(config: Config) -> Setup:
+    """Builds a run; reads annotations, touches devices, but no image and no weights."""
+    mesh = build.make_mesh(config)
+    train_set = build.load_dataset(config, "train")
+    plan = build.make_plan(config, train_set)
+    steps = build.num_steps(config, plan)
+    model = build.make_model(config, len(train_set.class_names))
+    abstract_variables = jax.eval_shape(lambda: build.init_variables(config, model, 0))
+    params = abstract_variables["params"]
+    frozen = frozen_mask(params, frozen_stages=config.model.frozen_stages)
+    schedule = build.make_schedule(config, steps)
+    settings = StepSettings(
+        model=model,
+        grid=build.make_grid(config),
+        assign=build.make_assigner(config),
+        optimizer=build.make_optimizer(config, params, frozen, schedule),
+        schedule=schedule,
+        frozen=frozen,
+        normalize=build.normalize_keywords(config),
+        loss=build.loss_keywords(config),
+        accumulate=config.optim.accumulate,
+        ema_decay=config.optim.ema_decay,
+    )
+    abstract = jax.eval_shape(lambda v: train_step.init_state(settings, v), abstract_variables)
+    shardings = parallel.state_shardings(abstract, mesh, fsdp=config.run.fsdp)
+    abstract = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+    )
+    return Setup(mesh, train_set, plan, steps, settings, shardings, abstract)
+
+
+def initial_state(config: Config, setup: Setup) -> TrainState:
+    """Random or pretrained parameters with a fresh optimizer, placed on the devices."""
+    model = setup.settings.model
+    variables = jax.jit(lambda: build.init_variables(config, model, config.run.seed))()
+    if config.model.init_from:
+        from atss_jax.models import pretrained  # readers of weight files, only where needed
+
+        variables = pretrained.load_into(config.model.init_from, jax.device_get(variables))
+    return jax.jit(
+        lambda v: train_step.init_state(setup.settings, v), out_shardings=setup.shardings
+    )(variables)

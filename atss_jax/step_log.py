@@ -1,0 +1,178 @@
+"""What is known of the steps: rows, progress lines, rates, and the watch over bad numbers.
+
+Metrics stay on the device until a progress line is due, so the loop never waits for a step.
+"""
+
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from atss_jax.compiled import Cost, peak_flops
+from atss_jax.config import Config
+from atss_jax.data import loader
+from atss_jax.metric_writer import MetricWriter, Progress, read_rows
+from atss_jax.setup import Setup
+from atss_jax.train_step import StepMetrics, TrainState
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row had a non-finite loss or gradient."""
+
+
+class StepLog:
+    """Collects the metrics of steps and writes them in order.
+
+    Args:
+      config: the recipe.
+      workdir: folder of the run.
+      setup: the run's constants.
+      writer: where rows go.
+      progress: where lines go.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: epath.Path,
+        setup: Setup,
+        writer: MetricWriter,
+        progress: Progress,
+    ):
+        self._config, self._workdir, self._setup = config, workdir, setup
+        self._writer, self._progress = writer, progress
+        self._pending: list[tuple[int, StepMetrics, np.ndarray]] = []
+        self._waited = 0.0
+        self._bad_in_a_row = 0
+        self._flops = 0.0
+        self._seconds_before = sum(
+            row.get("seconds") or 0.0 for row in read_rows(workdir / "timing.jsonl")
+        )
+
+    def start(self, state: TrainState, costs: list[Cost]) -> None:
+        """Prints what is about to run."""
+        device = jax.devices()[0]
+        count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        frozen = jax.tree.map(
+            lambda p, f: p.size if f else 0, state.params, self._setup.settings.frozen
+        )
+        self._flops = max(cost.flops for cost in costs) * self._setup.mesh.size
+        memory = max(cost.argument_bytes + cost.temporary_bytes for cost in costs)
+        rate = float(self._setup.settings.schedule(self._setup.num_steps // 2))
+        lines = [
+            f"devices: {jax.device_count()} x {device.device_kind}, "
+            f"{jax.process_count()} process(es)",
+            f"data: {self._setup.train_set.num_records} images, "
+            f"{len(self._setup.train_set.class_names)} classes, "
+            f"global batch {self._config.data.global_batch} in {self._config.optim.accumulate} "
+            f"part(s), {self._setup.num_steps} steps, learning rate {rate:.3g} half-way",
+            f"parameters: {count:,}, of which {sum(jax.tree.leaves(frozen)):,} frozen",
+            f"programs: {len(costs)}, compiled in {sum(c.compile_seconds for c in costs):.1f} s; "
+            f"{self._flops:.3g} FLOP a step; {memory / 2**20:.0f} MiB a device",
+        ]
+        for line in lines:
+            self._progress.note(line)
+
+    def add(self, step: int, metrics: StepMetrics, records: np.ndarray, waited: float) -> None:
+        """Takes the device metrics of update number `step` + 1.
+
+        Args:
+          step: updates done before it.
+          metrics: still on the device.
+          records: record indices of this host's images.
+          waited: seconds for which the loop waited for the batch.
+        """
+        self._pending.append((step + 1, metrics, records))
+        self._waited += waited
+        limit = min(self._config.run.log_every, self._config.run.max_bad_steps)
+        if (step + 1) % self._config.run.log_every == 0:
+            self.flush(step + 1)
+        elif len(self._pending) >= limit:
+            self._write_pending()
+
+    def flush(self, step: int) -> None:
+        """Writes all rows up to `step`, and a progress line if there are any."""
+        last = self._write_pending()
+        if last is None:
+            return
+        before = self._progress.seconds
+        texts = {
+            "loss": f"{float(last.loss):.4f}",
+            "lr": f"{float(last.learning_rate):.3g}",
+            "positives": f"{float(last.num_positives):.0f}",
+        }
+        steps = self._progress.steps_since_report(step)
+        rate = self._progress.report(step, self._config.data.global_batch, texts)
+        seconds = self._progress.seconds - before
+        values = {
+            "seconds": seconds,
+            "images_per_s": rate,
+            "input_wait_fraction": min(self._waited / max(seconds, 1e-9), 1.0),
+        }
+        peak = peak_flops(jax.devices()[0].device_kind)
+        if peak is not None:
+            per_second = self._flops * steps / max(seconds, 1e-9)
+            values["mfu"] = per_second / (peak * jax.device_count())
+        self._writer.write_timing(step, values)
+        self._waited = 0.0
+
+    def total_seconds(self) -> float:
+        """Seconds of training over all starts of the run."""
+        return self._seconds_before + self._progress.seconds
+
+    def _write_pending(self) -> StepMetrics | None:
+        """Fetches and writes what is pending; returns the last step's metrics."""
+        fetched = jax.device_get([metrics for _, metrics, _ in self._pending])
+        for (step, _, records), metrics in zip(self._pending, fetched, strict=True):
+            values = {name: float(v) for name, v in metrics._asdict().items()}
+            self._writer.write(step, values)
+            self._watch(step, bool(metrics.is_finite), records, values)
+        self._pending = []
+        return fetched[-1] if fetched else None
+
+    def _watch(
+        self, step: int, is_finite: bool, records: np.ndarray, values: dict[str, Any]
+    ) -> None:
+        """Reports a bad step, keeps what reproduces it, and stops after too many in a row."""
+        if is_finite:
+            self._bad_in_a_row = 0
+            return
+        self._bad_in_a_row += 1
+        dataset = self._setup.train_set
+        image_ids = [int(dataset.image_ids[r]) for r in records]
+        folder = self._workdir / "bad_steps"
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"step_{step}_process_{jax.process_index()}"
+        batch = loader.batch_at(
+            dataset,
+            self._setup.plan,
+            step - 1,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            max_boxes=self._config.data.max_boxes,
+            on_overflow=self._config.data.on_overflow,
+        )
+        with (folder / f"{name}.npz").open("wb") as file:
+            np.savez_compressed(file, **_flat(batch))
+        about = {"step": step, "image_ids": image_ids, "metrics": {k: str(v) for k, v in values.items()}}
+        (folder / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n")
+        self._progress.note(
+            f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}: update "
+            f"skipped; images {image_ids}; batch kept in {folder / name}.npz"
+        )
+        if self._bad_in_a_row >= self._config.run.max_bad_steps:
+            raise NonFiniteError(
+                f"{self._bad_in_a_row} steps in a row up to {step} had non-finite numbers "
+                f"(run.max_bad_steps={self._config.run.max_bad_steps}). The parameters are those "
+                f"before them. Look at {folder}; lower optim.learning_rate, set optim.clip_norm, "
+                "or mend the images named there."
+            )
+
+
+def _flat(batch: Any) -> dict[str, np.ndarray]:
+    """A batch as a flat dict of arrays."""
+    fields = batch._asdict()
+    truth = fields.pop("ground_truth")._asdict()
+    return {**fields, **{f"ground_truth_{k}": v for k, v in truth.items()}}

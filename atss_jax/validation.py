@@ -1,0 +1,129 @@
+"""Evaluates states of a run on its validation set: during training, and by `--mode=eval`."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from atss_jax import build, checkpoint, evaluate, parallel, run_files
+from atss_jax.config import Config
+from atss_jax.data import loader
+from atss_jax.data.dataset import DetectionDataset
+from atss_jax.models.detector import Detector
+
+
+class Outcome(NamedTuple):
+    """What an evaluation found."""
+
+    metrics: dict[str, float]
+    """The 12 numbers and "AP/<class>"; empty for `eval.format_only`."""
+    results: list[dict[str, Any]]
+    """Detections in COCO's result format."""
+
+
+class Validation:
+    """The predict step, compiled once, and the data set that it is evaluated on.
+
+    Args:
+      config: the recipe.
+      model: the network.
+      mesh: the devices.
+      dataset: the validation set.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: Detector,
+        mesh: Mesh,
+        *,
+        dataset: DetectionDataset,
+    ):
+        self._config, self._mesh, self.dataset = config, mesh, dataset
+        self._predict = evaluate.make_predict_step(
+            model,
+            build.make_grid(config),
+            normalize=build.normalize_keywords(config),
+            postprocess=build.postprocess_keywords(config),
+            mesh=mesh,
+        )
+
+    def run(
+        self, variables: Any, *, should_stop: Callable[[], bool] = lambda: False
+    ) -> Outcome | None:
+        """Evaluates variables on every image once; None when told to stop.
+
+        Args:
+          variables: {"params": ..., "batch_stats": ...}.
+          should_stop: asked between batches.
+        """
+        batches = loader.eval_batches(self.dataset, **build.eval_batch_keywords(self._config))
+        found = evaluate.evaluate(
+            self._predict,
+            variables,
+            batches,
+            self.dataset,
+            mesh=self._mesh,
+            backend=self._config.eval.backend,
+            with_metrics=not self._config.eval.format_only,
+            should_stop=should_stop,
+        )
+        return None if found is None else Outcome(*found)
+
+
+def check_same_classes(train_set: DetectionDataset, val_set: DetectionDataset) -> None:
+    """Raises unless both sets have the same classes in the same order."""
+    if train_set.class_names != val_set.class_names:
+        raise ValueError(
+            f"the classes of {train_set.name} and {val_set.name} differ: "
+            f"{train_set.class_names} and {val_set.class_names}. Use the same categories in both."
+        )
+
+
+def restore_variables(config: Config, workdir: epath.Path, model: Detector, mesh: Mesh) -> Any:
+    """(step, variables) of a workdir's newest readable checkpoint, without optimizer state.
+
+    The averaged parameters where the run keeps them. Every device holds them whole.
+    """
+    variables = jax.eval_shape(lambda: build.init_variables(config, model, 0))
+    name = "ema_params" if config.optim.ema_decay else "params"
+    abstract = {name: variables["params"], "batch_stats": variables.get("batch_stats", {})}
+    sharding = parallel.replicated(mesh)
+    abstract = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), abstract
+    )
+    step, found = checkpoint.restore_part(workdir / "checkpoints", abstract)
+    return step, {"params": found[name], "batch_stats": found["batch_stats"]}
+
+
+def evaluate_workdir(config: Config, workdir: epath.Path) -> Outcome:
+    """`--mode=eval`: the newest checkpoint's metrics, into eval.json and detections.json."""
+    run_files.claim_workdir(config, workdir, training=False)
+    mesh = build.make_mesh(config)
+    dataset = build.load_dataset(config, "val")
+    model = build.make_model(config, len(dataset.class_names))
+    step, variables = restore_variables(config, workdir, model, mesh)
+    outcome = Validation(config, model, mesh, dataset=dataset).run(variables)
+    if outcome is None:
+        raise RuntimeError("the evaluation was stopped")
+    if jax.process_index() == 0:
+        run_files.write_json(workdir / "detections.json", outcome.results)
+        if outcome.metrics:
+            run_files.write_json(workdir / "eval.json", {"step": step, **outcome.metrics})
+            print(summary(outcome.metrics))
+        else:
+            print(f"{workdir / 'detections.json'}: {len(outcome.results)} detections, no metrics")
+    return outcome
+
+
+NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""The 12 numbers of the COCO evaluation."""
+
+
+def summary(metrics: dict[str, float]) -> str:
+    """The 12 numbers on one line, then AP by class."""
+    line = "  ".join(f"{name} {metrics[name]:.4f}" for name in NUMBERS)
+    classes = [f"{k.removeprefix('AP/')} {v:.3f}" for k, v in metrics.items() if k.startswith("AP/")]
+    return line + ("\nAP by class: " + ", ".join(classes) if classes else "")
