@@ -20,10 +20,10 @@ from atss_jax.coco_metrics import coco_metrics, detections_to_coco
 from atss_jax.models.detector import normalize_images
 from atss_jax.multiscale import Pass, merge_images
 from atss_jax.postprocess import postprocess_batch
-from atss_jax.structures import Batch, Detections, HeadOutputs
+from atss_jax.structures import Batch, Detections
 from atss_jax.typing import Array, Float, Int, UInt8
 
-PredictStep = Callable[[Any, Array, Array, Array], Detections]
+PredictStep = Callable[[Any, Any, Any, Any], Detections]
 """(variables, images, image_size, scale), leading B, -> Detections in original coordinates."""
 
 BATCHES_IN_FLIGHT = 3
@@ -34,8 +34,8 @@ BATCHES_IN_FLIGHT = 3
 class Network(Protocol):
     """`models.detector.Detector`, or whatever answers like it."""
 
-    def apply(self, variables: Any, images: Any, image_size: Any, /, *, train: bool) -> HeadOutputs:
-        """Raw predictions of normalised images."""
+    def apply(self, variables: Any, images: Any, image_size: Any, /, *, train: bool) -> Any:
+        """`HeadOutputs` of normalised images."""
         ...
 
 

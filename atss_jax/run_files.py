@@ -1,7 +1,8 @@
-"""The files of a workdir beside metrics and checkpoints: config.json, result.json, detections.json."""
+"""The files of a workdir beside metrics and checkpoints: config, classes, results, detections."""
 
 import json
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -55,6 +56,15 @@ def claim_workdir(config: Config, workdir: epath.Path, *, training: bool) -> Non
         temporary = path.with_name("config.json.tmp")
         temporary.write_text(config_lib.config_to_json(config))
         temporary.rename(path)
+
+
+def write_classes(
+    workdir: epath.Path, class_names: Sequence[str], category_ids: Sequence[int]
+) -> None:
+    """Writes classes.json, so that the run can be used without its training data."""
+    if jax.process_index() == 0:
+        classes = {"class_names": list(class_names), "category_ids": list(category_ids)}
+        write_json(workdir / "classes.json", classes)
 
 
 def versions() -> dict[str, str]:

@@ -73,6 +73,7 @@ def train(config: Config, workdir: epath.Path, *, with_evaluation: bool) -> dict
     """
     setup = set_up(config)
     run_files.claim_workdir(config, workdir, training=True)
+    run_files.write_classes(workdir, setup.train_set.class_names, setup.train_set.category_ids)
     parallel.assert_same_everywhere(config_lib.config_to_json(config), "the configuration")
     parallel.assert_same_everywhere(setup.plan.fingerprint(), "the data plan")
     compiled.use_compilation_cache(config.run.compilation_cache, workdir)

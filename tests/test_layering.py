@@ -28,6 +28,7 @@ RANKS = {
     "step_log": 9,
     "pictures": 9,
     "train": 10,
+    "inference": 9,
     "predict": 10,
     "export": 10,
     "describe": 10,
@@ -46,7 +47,7 @@ EDGES = {
     "metric_writer",
     "visualize",
     "compiled",
-    "multiscale_vote",
+    "multiscale",
 }
 """Modules at the border to other libraries: ranks 1-2 and their own folder only."""
 

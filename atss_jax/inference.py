@@ -1,0 +1,204 @@
+"""A trained detector on anybody's images: the `Detector` that people hold in their hands.
+
+    from atss_jax.predict import Detector
+    detector = Detector.load("workdirs/mine")
+    found = detector("photo.jpg")            # found.boxes, found.scores, found.labels
+
+Coordinates are px of the upright original, whatever size the network sees. One device.
+"""
+
+import collections
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from atss_jax import build, multiscale, validation
+from atss_jax import config as config_lib
+from atss_jax.config import Config
+from atss_jax.data import images, media
+from atss_jax.data.batch_plan import choose_bucket
+from atss_jax.evaluate import make_predict_step
+from atss_jax.models import pretrained
+from atss_jax.parallel import AXIS
+from atss_jax.structures import Detections
+
+CHUNKS_IN_FLIGHT = 2
+"""Batches given to the device before the oldest result is fetched."""
+
+
+class Detector:
+    """A network with its weights, ready for images.
+
+    Args:
+      config: the recipe it was trained with.
+      variables: {"params": ..., "batch_stats": ...}.
+      class_names: of each class index.
+      category_ids: of each class index in the training data.
+      batch_size: images that the device sees at once.
+
+    Attributes:
+      config: the recipe.
+      class_names: of each class index.
+      category_ids: of each class index in the training data.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        variables: Any,
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        *,
+        batch_size: int = 1,
+    ):
+        self.config = config
+        self.class_names, self.category_ids = tuple(class_names), tuple(category_ids)
+        self.variables, self._batch_size = variables, batch_size
+        data = config.data
+        self.model = build.make_model(config, len(class_names))
+        self._passes = multiscale.make_passes(
+            config.eval.multiscale, data.short_side, data.max_long_side
+        )
+        plain, mirrored = (
+            make_predict_step(
+                self.model,
+                build.make_grid(config),
+                normalize=build.normalize_keywords(config),
+                postprocess=build.postprocess_keywords(config),
+                flip=flip,
+            )
+            for flip in (False, True)
+        )
+        self._steps = (plain, mirrored)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        *,
+        config: Config | None = None,
+        class_names: Sequence[str] | None = None,
+        batch_size: int = 1,
+    ) -> "Detector":
+        """A detector from a run's workdir, or from a weights file.
+
+        Args:
+          path: a workdir (newest checkpoint), or weights (.safetensors, .npz).
+          config: recipe; needed for a weights file, replaces the workdir's otherwise.
+          class_names: needed for a weights file; a workdir knows them.
+          batch_size: images that the device sees at once.
+
+        Raises:
+          FileNotFoundError: nothing there.
+          ValueError: weights without a recipe or classes, or of another network.
+        """
+        folder = epath.Path(path)
+        if not folder.is_dir():
+            if config is None or class_names is None:
+                raise ValueError(f"{path}: a weights file needs config=... and class_names=...")
+            model = build.make_model(config, len(class_names))
+            start = jax.jit(lambda: build.init_variables(config, model, config.run.seed))()
+            variables = pretrained.load_into(os.fspath(path), jax.device_get(start))
+            ids = range(1, len(class_names) + 1)
+            return cls(config, variables, class_names, tuple(ids), batch_size=batch_size)
+        if config is None:
+            config = config_lib.config_from_json((folder / "config.json").read_text())
+        names, ids = load_classes(config, folder)
+        model = build.make_model(config, len(names))
+        mesh = jax.make_mesh(
+            (1,), (AXIS,), devices=jax.local_devices()[:1],
+            axis_types=(jax.sharding.AxisType.Auto,),
+        )  # fmt: skip
+        _, variables = validation.restore_variables(config, folder, model, mesh)
+        return cls(config, variables, names, ids, batch_size=batch_size)
+
+    def __call__(self, image: str | os.PathLike | np.ndarray) -> Detections:
+        """Detections of one image: only the found ones, best first.
+
+        Args:
+          image: a file, or uint8 RGB [h, w, 3].
+        """
+        if not isinstance(image, np.ndarray):
+            image = media.read_image_file(image)
+        return next(self.detect([image]))
+
+    def detect(self, pictures: Iterable[np.ndarray]) -> Iterator[Detections]:
+        """Detections of each image, in order, while the device works on the next ones.
+
+        Args:
+          pictures: uint8 RGB [h, w, 3], of any sizes.
+        """
+        stream, in_flight = iter(pictures), collections.deque()
+        while chunk := list(itertools.islice(stream, self._batch_size)):
+            in_flight.append((len(chunk), [self._start(chunk, p) for p in self._passes]))
+            if len(in_flight) > CHUNKS_IN_FLIGHT:
+                yield from self._finish(*in_flight.popleft())
+        while in_flight:
+            yield from self._finish(*in_flight.popleft())
+
+    def _start(self, chunk: list[np.ndarray], one_pass: multiscale.Pass) -> list[tuple]:
+        """Gives a chunk's images to the device, one batch for each bucket that occurs."""
+        data = self.config.data
+        for image in chunk:
+            _check_image(image)
+        targets = [
+            images.resized_size(c.shape[:2], one_pass.short_side, one_pass.max_long_side)
+            for c in chunk
+        ]
+        buckets = multiscale.pass_buckets(
+            np.array(targets), data.buckets, one_pass.short_side / data.short_side
+        )
+        members: dict[Any, list[int]] = collections.defaultdict(list)
+        for i, target in enumerate(targets):
+            members[choose_bucket(target, buckets)].append(i)
+        started = []
+        for bucket, rows in members.items():
+            pixels = np.zeros((self._batch_size, *bucket, 3), np.uint8)
+            sizes = np.tile(np.array(bucket, np.int32), (self._batch_size, 1))
+            scales = np.ones((self._batch_size, 2), np.float32)
+            for row, i in enumerate(rows):
+                placed = images.write_row(pixels[row], chunk[i], targets[i], images.Augmentation())
+                sizes[row], scales[row] = placed.size, placed.scale
+            step = self._steps[one_pass.flip]
+            started.append((rows, scales, step(self.variables, pixels, sizes, scales)))
+        return started
+
+    def _finish(self, count: int, started: list[list[tuple]]) -> Iterator[Detections]:
+        """Fetches a chunk's detections, merges its passes and drops empty slots."""
+        per_pass = []
+        for one_pass, batches in zip(self._passes, started, strict=True):
+            found: Any = [None] * count
+            for rows, scales, detections in batches:
+                detections = jax.device_get(detections)
+                for row, i in enumerate(rows):
+                    found[i] = (jax.tree.map(lambda x, row=row: x[row], detections), scales[row])
+            stacked = jax.tree.map(lambda *x: np.stack(x), *(f[0] for f in found))
+            per_pass.append((one_pass, stacked, np.stack([f[1] for f in found])))
+        merged = per_pass[0][1] if len(per_pass) == 1 else multiscale.merge_images(per_pass)
+        for i in range(count):
+            keep = np.asarray(merged.is_valid[i])
+            yield Detections(*(np.asarray(field[i])[keep] for field in merged))
+
+
+def _check_image(image: np.ndarray) -> None:
+    """Raises unless an array is uint8 RGB."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(
+            f"an image of type {image.dtype} and shape {image.shape}: give uint8 RGB [h, w, 3]."
+        )
+
+
+def load_classes(config: Config, workdir: epath.Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """(names, category ids) of the classes that a workdir's network was trained on."""
+    path = workdir / "classes.json"
+    if path.exists():
+        classes = json.loads(path.read_text())
+        return tuple(classes["class_names"]), tuple(classes["category_ids"])
+    dataset = build.load_dataset(config, "train")  # a workdir from before classes.json
+    return dataset.class_names, dataset.category_ids

@@ -1,0 +1,186 @@
+"""`--mode=predict`: images, folders, globs and videos -> drawings, COCO JSON and CSV.
+
+`Detector`, the Python interface, is here as well: it lives in `inference.py`.
+"""
+
+import collections
+import csv
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from atss_jax import run_files, visualize
+from atss_jax.config import Config
+from atss_jax.data import media
+from atss_jax.inference import Detector
+from atss_jax.structures import Detections
+
+__all__ = ["Detector", "predict_workdir"]
+
+
+def predict_workdir(config: Config, workdir: epath.Path) -> dict[str, Any]:
+    """`--mode=predict`: detections of `predict.input`, drawn, as COCO JSON and as CSV.
+
+    Args:
+      config: the recipe; group "predict" says what and where to.
+      workdir: of the run.
+
+    Returns:
+      Counts: images, detections, and files that could not be read.
+
+    Raises:
+      ValueError, FileNotFoundError: no input, or nothing readable in it.
+    """
+    source = config.predict.input
+    if not source:
+        raise ValueError("config.predict.input is empty. Give an image, folder, glob or video.")
+    is_video = media.is_video(source) and os.path.isfile(source)
+    files = [] if is_video else media.find_images(source)
+    run_files.claim_workdir(config, workdir, training=False)
+    detector = Detector.load(workdir, config=config, batch_size=config.eval.batch_size)
+    output = epath.Path(config.predict.output or workdir / "predictions")
+    output.mkdir(parents=True, exist_ok=True)
+    if is_video:
+        rows, failed = _predict_video(detector, source, output), []
+    else:
+        rows, failed = _predict_files(detector, files, output)
+    write_tables(rows, detector, output)
+    counts = {
+        "images": len(rows),
+        "detections": sum(len(found.scores) for _, found in rows),
+        "unreadable": len(failed),
+        "output": str(output),
+    }
+    print(
+        f"{counts['detections']} detections with score >= {config.predict.score_threshold} in "
+        f"{counts['images']} images: drawings, detections.json and detections.csv in {output}"
+    )
+    for message in failed:
+        print(f"skipped {message}", file=sys.stderr)
+    if failed and not rows:
+        raise ValueError(f"none of the {len(failed)} files could be read; the first: {failed[0]}")
+    return counts
+
+
+def _predict_files(
+    detector: Detector, files: Sequence[Any], output: epath.Path
+) -> tuple[list[tuple[str, Detections]], list[str]]:
+    """Draws each file; returns (name, detections) of those read, and messages about the others."""
+    root = os.path.commonpath([file.parent for file in files])
+    failed: list[str] = []
+    waiting: collections.deque = collections.deque()
+
+    def read() -> Iterator[np.ndarray]:
+        for file in files:
+            try:
+                image = media.read_image_file(file)
+            except (ValueError, OSError) as error:
+                failed.append(str(error))
+                continue
+            waiting.append((os.path.relpath(file, root), image))
+            yield image
+
+    rows = []
+    report = progress(len(files))
+    for found in detector.detect(read()):
+        name, image = waiting.popleft()
+        found = above(found, detector.config.predict.score_threshold)
+        flat = name.replace(os.sep, "__")
+        visualize.save_image(output / f"{flat}.jpg", draw(detector, image, found))
+        rows.append((name, found))
+        report(len(rows))
+    return rows, failed
+
+
+def _predict_video(
+    detector: Detector, source: str, output: epath.Path
+) -> list[tuple[str, Detections]]:
+    """Draws a video; returns (frame name, detections)."""
+    video = media.Video(source)
+    frames, mine = itertools.tee(video)  # the detector runs at most a few batches ahead
+    rows = []
+    report = progress(video.num_frames)
+    with media.VideoWriter(output / (epath.Path(source).stem + ".mp4"), video.fps) as writer:
+        for frame, found in zip(mine, detector.detect(frames), strict=True):
+            found = above(found, detector.config.predict.score_threshold)
+            writer.write(draw(detector, frame, found, min_short_side=1))
+            rows.append((f"frame_{len(rows):06d}", found))
+            report(len(rows))
+    return rows
+
+
+def above(found: Detections, score_threshold: float) -> Detections:
+    """The detections with at least a score."""
+    keep = found.scores >= score_threshold
+    return Detections(*(np.asarray(field)[keep] for field in found))
+
+
+def draw(
+    detector: Detector, image: np.ndarray, found: Detections, *, min_short_side: int = 480
+) -> np.ndarray:
+    """An image with its detections, class names and scores."""
+    return visualize.draw_boxes(
+        image,
+        np.asarray(found.boxes),
+        np.asarray(found.labels),
+        np.asarray(found.scores),
+        detector.class_names,
+        min_short_side=min_short_side,
+    )
+
+
+def write_tables(
+    rows: Sequence[tuple[str, Detections]], detector: Detector, output: epath.Path
+) -> None:
+    """Writes detections.json (COCO results, with file names) and detections.csv.
+
+    Args:
+      rows: name and detections of each image; `image_id` counts them from 1.
+      detector: knows the classes.
+      output: folder.
+    """
+    results, lines = [], []
+    for image_id, (name, found) in enumerate(rows, 1):
+        for box, score, label in zip(
+            np.asarray(found.boxes).tolist(),
+            np.asarray(found.scores).tolist(),
+            np.asarray(found.labels).tolist(),
+            strict=True,
+        ):
+            x1, y1, x2, y2 = box
+            results.append(
+                {
+                    "image_id": image_id,
+                    "file_name": name,
+                    "category_id": detector.category_ids[label],
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "score": score,
+                }
+            )
+            lines.append((name, detector.class_names[label], score, *box))
+    run_files.write_json(output / "detections.json", results)
+    with (output / "detections.csv").open("w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("file", "class", "score", "x1", "y1", "x2", "y2"))
+        writer.writerows(lines)
+
+
+def progress(total: int) -> Callable[[int], None]:
+    """A function that reports images done on stderr, at most once a second."""
+    start = last = time.perf_counter()
+
+    def report(done: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if done == total or now - last >= 1:
+            last = now
+            speed = done / (now - start)
+            print(f"{done}/{total or '?'} images, {speed:.1f} images/s", file=sys.stderr)
+
+    return report
