@@ -15,21 +15,13 @@ import numpy as np
 from etils import epath
 
 from atss_jax.data import images as images_lib
-from atss_jax.data.dataset import (
-    Annotations,
-    DetectionDataset,
-    Finding,
-    Health,
-    check_policies,
-)
+from atss_jax.data.annotation_checks import count_oddities, is_int, is_number, read_annotations
+from atss_jax.data.dataset import DetectionDataset, Finding, Health, check_policies
 
 FULL_DECODE_LIMIT = 2000
 """Sets of at most this many images are decoded whole before training, as are all sets under
 `on_error="skip"`; of larger ones headers are read, and an image that does not decode stops the run
 when it is met."""
-
-CLIP_TOLERANCE = 1.0
-"""px by which a box may stick out of its image before that counts as odd (rounding)."""
 
 
 class FolderSource:
@@ -104,11 +96,16 @@ def load_coco(
         raise FileNotFoundError(f"image folder {images!r} does not exist. Check the path.")
     health = Health(num_images=len(content["images"]), num_annotations=len(content["annotations"]))
     listed = _read_images(content["images"], health)
-    every_id = {image.id for image in listed}
     decode_all = on_error == "skip" or len(listed) <= FULL_DECODE_LIMIT
     kept, sizes, orientations = _check_files(listed, images, exif, decode_all, health)
-    columns = _read_annotations(
-        content["annotations"], kept, sizes, every_id, set(category_ids), health
+    columns = read_annotations(
+        content["annotations"],
+        {image.id: n for n, image in enumerate(kept)},
+        names=[image.file_name for image in kept],
+        sizes=sizes,
+        every_image_id={image.id for image in listed},
+        category_ids=set(category_ids),
+        health=health,
     )
     health.settle(annotations, on_error, max_bad_fraction)
     if not kept:
@@ -124,7 +121,7 @@ def load_coco(
         source=FolderSource(images, [image.file_name for image in kept]),
         health=health,
     )
-    _count_oddities(dataset)
+    count_oddities(dataset)
     if health.bad:
         logging.warning("%s: %s", annotations, health.summary())
     return dataset
@@ -159,7 +156,7 @@ def _read_categories(entries: list, path: str) -> tuple[tuple[int, ...], tuple[s
     for entry in entries:
         fields = entry if isinstance(entry, dict) else {}
         id_, name = fields.get("id"), fields.get("name")
-        if not _is_int(id_) or not isinstance(name, str):
+        if not is_int(id_) or not isinstance(name, str):
             raise ValueError(f"{path}: category {entry!r} needs an integer id and a name.")
         if id_ in names:
             raise ValueError(f"{path}: category id {id_} stands twice ({names[id_]!r}, {name!r}).")
@@ -170,14 +167,6 @@ def _read_categories(entries: list, path: str) -> tuple[tuple[int, ...], tuple[s
     return ids, tuple(names[i] for i in ids)
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _read_images(entries: list, health: Health) -> list[_Image]:
     """The well-formed image entries, ascending by id."""
     found: dict[int, _Image] = {}
@@ -185,7 +174,7 @@ def _read_images(entries: list, health: Health) -> list[_Image]:
         fields = entry if isinstance(entry, dict) else {}
         id_, file_name = fields.get("id"), fields.get("file_name")
         about = f"image {id_} ({file_name})"
-        if not _is_int(id_):
+        if not is_int(id_):
             kind, message = "image_id", f"images[{place}] ({file_name}): id {id_!r} is no integer"
         elif not isinstance(file_name, str) or not file_name:
             kind, message = "image_file_name", f"image {id_}: file_name {file_name!r} is no name"
@@ -204,7 +193,7 @@ def _read_images(entries: list, health: Health) -> list[_Image]:
                 size = (int(fields["height"]), int(fields["width"]))
             found[id_] = _Image(id_, file_name, size)
             continue
-        health.add_bad(Finding(kind, message, id_ if _is_int(id_) else None), is_image=True)
+        health.add_bad(Finding(kind, message, id_ if is_int(id_) else None), is_image=True)
     return [found[i] for i in sorted(found)]
 
 
@@ -213,7 +202,7 @@ def _has_usable_size(fields: dict) -> bool:
     sides = (fields.get("height"), fields.get("width"))
     if sides == (None, None):
         return True
-    return all(_is_number(s) and math.isfinite(s) and s >= 1 and s == int(s) for s in sides)
+    return all(is_number(s) and math.isfinite(s) and s >= 1 and s == int(s) for s in sides)
 
 
 def _check_files(
@@ -277,126 +266,3 @@ def _check_file(
         )
         return Finding("image_size_mismatch", message, image.id)
     return seen, orientation
-
-
-def _read_annotations(
-    entries: list,
-    kept: list[_Image],
-    sizes: np.ndarray,
-    every_image_id: set[int],
-    category_ids: set[int],
-    health: Health,
-) -> Annotations:
-    """The good annotations of the kept images, as columns grouped by record."""
-    record_of = {image.id: n for n, image in enumerate(kept)}
-    seen: set[int] = set()
-    rows: list[tuple] = []
-    given = (e.get("id") for e in entries if isinstance(e, dict))
-    next_id = 1 + max((i for i in given if _is_int(i)), default=0)
-    for place, entry in enumerate(entries):
-        fields = entry if isinstance(entry, dict) else {}
-        image_id = fields.get("image_id")
-        if _is_int(image_id) and image_id in every_image_id and image_id not in record_of:
-            continue  # its image is bad and counted as such
-        problem = _annotation_problem(fields, record_of, sizes, category_ids, seen)
-        about = f"annotation {fields.get('id', f'number {place}')} of image {image_id}"
-        if _is_int(image_id) and image_id in record_of:
-            about += f" ({kept[record_of[image_id]].file_name})"
-        else:
-            image_id = None
-        if problem is not None:
-            kind, text = problem
-            health.add_bad(Finding(kind, f"{about}: {text}", image_id), is_image=False)
-            continue
-        id_, area, box = fields.get("id"), fields.get("area"), fields["bbox"]
-        if id_ is None:
-            id_, next_id = next_id, next_id + 1
-            health.add_odd(Finding("annotation_id_missing", f"{about}: made one up", image_id))
-        if area is None:
-            area = box[2] * box[3]
-            health.add_odd(Finding("area_missing", f"{about}: took the box's", image_id))
-        seen.add(id_)
-        is_crowd = bool(fields.get("iscrowd", 0))
-        rows.append((record_of[image_id], id_, fields["category_id"], box, area, is_crowd))
-    rows.sort(key=lambda row: row[0])
-    columns = list(zip(*rows, strict=True)) if rows else [[]] * 6
-    return Annotations(
-        record=np.array(columns[0], np.int32),
-        id=np.array(columns[1], np.int64),
-        category_id=np.array(columns[2], np.int64),
-        xywh=np.array(columns[3], np.float64).reshape(-1, 4),
-        area=np.array(columns[4], np.float64),
-        is_crowd=np.array(columns[5], bool),
-    )
-
-
-def _annotation_problem(
-    fields: dict,
-    record_of: dict[int, int],
-    sizes: np.ndarray,
-    category_ids: set[int],
-    seen: set[int],
-) -> tuple[str, str] | None:
-    """(kind, text) of the first thing wrong with an annotation; None for a good one."""
-    id_, category_id = fields.get("id"), fields.get("category_id")
-    box, area, crowd = fields.get("bbox"), fields.get("area"), fields.get("iscrowd", 0)
-    if not fields:
-        return "annotation_type", "it is no object with fields"
-    if id_ is not None and not _is_int(id_):
-        return "annotation_id", f"id {id_!r} is no integer"
-    if id_ in seen:
-        return "duplicate_annotation_id", f"id {id_} stands twice"
-    if not _is_int(fields.get("image_id")) or fields["image_id"] not in record_of:
-        return "unknown_image", f"image_id {fields.get('image_id')!r} is not among the images"
-    if not _is_int(category_id) or category_id not in category_ids:
-        return "unknown_category", f"category_id {category_id!r} is not among the categories"
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(v) for v in box):
-        return "box_type", f"bbox {box!r} is not four numbers (x, y, w, h)"
-    if not all(math.isfinite(v) for v in box):
-        return "box_not_finite", f"bbox {box} is not finite"
-    if box[2] <= 0 or box[3] <= 0:
-        return "box_empty", f"bbox {box} (x, y, w, h) has no area"
-    height, width = sizes[record_of[fields["image_id"]]]
-    if not (_has_extent(box[0], box[2], width) and _has_extent(box[1], box[3], height)):
-        return "box_outside", f"bbox {box} (x, y, w, h) lies outside the {width}x{height} image"
-    if area is not None and not (_is_number(area) and math.isfinite(area) and area >= 0):
-        return "area", f"area {area!r} is not a number >= 0"
-    if crowd not in (0, 1):
-        return "iscrowd", f"iscrowd {crowd!r} is neither 0 nor 1"
-    return None
-
-
-def _has_extent(start: float, length: float, limit: int) -> bool:
-    """Whether [start, start + length] keeps a float32 extent when clipped to [0, limit]."""
-    return bool(np.float32(max(start, 0)) < np.float32(min(start + length, limit)))
-
-
-def _count_oddities(dataset: DetectionDataset) -> None:
-    """Notes what is unusual and kept: boxes that stick out or stand twice, empty images."""
-    a, health = dataset.annotations, dataset.health
-    far = a.xywh[:, :2] + a.xywh[:, 2:] - dataset.sizes[a.record][:, ::-1]
-    out = np.maximum(far, -a.xywh[:, :2]).max(axis=1, initial=0)
-    for n in np.flatnonzero(out > CLIP_TOLERANCE):
-        _note(dataset, "box_clipped", n, f"sticks {out[n]:.1f} px out, clipped")
-    rows = np.column_stack([a.record, a.category_id, a.xywh])
-    _, first = np.unique(rows, axis=0, return_index=True)
-    for n in np.setdiff1d(np.arange(len(rows)), first):
-        _note(dataset, "box_double", n, "stands twice with the same class")
-    num_boxes = np.bincount(a.record, minlength=dataset.num_records)
-    num_crowds = np.bincount(a.record[a.is_crowd], minlength=dataset.num_records)
-    for kind, mask in (
-        ("image_without_boxes", num_boxes == 0),
-        ("image_all_crowd", (num_boxes > 0) & (num_boxes == num_crowds)),
-    ):
-        for n in np.flatnonzero(mask):
-            id_ = int(dataset.image_ids[n])
-            health.add_odd(Finding(kind, f"image {id_} ({dataset.file_name(n)})", id_))
-    if len(a.id) and (a.id == 0).any():
-        health.add_odd(Finding("annotation_id_zero", "annotation id 0: replaced for pycocotools"))
-
-
-def _note(dataset: DetectionDataset, kind: str, n: int, text: str) -> None:
-    a = dataset.annotations
-    image_id = int(dataset.image_ids[a.record[n]])
-    message = f"annotation {a.id[n]} of image {image_id} ({dataset.file_name(a.record[n])}): {text}"
-    dataset.health.add_odd(Finding(kind, message, image_id))

@@ -170,12 +170,11 @@ def write_row(
     Returns:
       Where the pixels came from, for `move_boxes`.
     """
-    full = tuple(max(1, round(side * augmentation.factor)) for side in target)
+    factor, place = augmentation.factor, augmentation.crop
+    full = (max(1, round(target[0] * factor)), max(1, round(target[1] * factor)))
     size = (min(full[0], target[0]), min(full[1], target[1]))
-    offset = tuple(
-        int(place * (all_ - kept + 1))
-        for place, all_, kept in zip(augmentation.crop, full, size, strict=True)
-    )
+    play = (full[0] - size[0], full[1] - size[1])
+    offset = (int(place[0] * (play[0] + 1)), int(place[1] * (play[1] + 1)))
     scale = (full[0] / image.shape[0], full[1] / image.shape[1])
     content = row[: size[0], : size[1]]
     if augmentation.flip:

@@ -190,7 +190,8 @@ def _usable_boxes(columns: dict[str, np.ndarray], sizes: np.ndarray, health: Hea
     COCO's own train2017 has two boxes without height.
     """
     boxes = training_boxes(columns["xywh"], sizes[columns["record"]])
-    good = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (columns["xywh"][:, 2:] > 0).all(axis=1)
+    sides = np.minimum(boxes[:, 2:] - boxes[:, :2], columns["xywh"][:, 2:])
+    good = (sides[:, 0] > 0) & (sides[:, 1] > 0)
     for n in np.flatnonzero(~good):
         id_ = int(columns["image_id"][columns["record"][n]])
         message = (
