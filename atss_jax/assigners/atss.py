@@ -12,25 +12,29 @@ import jax.numpy as jnp
 from atss_jax.anchors import AnchorGrid
 from atss_jax.assigners.conflicts import highest_iou_wins
 from atss_jax.assigners.windows import (
+    location_centers,
     location_index,
-    slot_centers,
-    slot_ious,
-    slots_in_box,
-    window_around,
+    location_ious,
+    nearest_edge,
+    nearest_locations,
 )
+from atss_jax.boxes import at_least_float32
 from atss_jax.structures import Assignment, GroundTruth
-from atss_jax.typing import Array, Bool, Float, Int
+from atss_jax.typing import AnyArray, Array, Bool, Float, Int
 
 
 class Candidates(NamedTuple):
-    """Anchors that compete for each object (Algorithm 1, lines 3-6), in N slots."""
+    """Anchors that compete for each object (Algorithm 1, lines 3-6), in N = L * k * a slots.
 
-    anchor_index: Int[Array, "G N"]
-    """Into all anchors; meaningful where `is_candidate`."""
-    is_candidate: Bool[Array, "G N"]
-    iou: Float[Array, "G N"]
-    """With the object; meaningful where `is_candidate`."""
-    is_center_in_box: Bool[Array, "G N"]
+    Level by level, nearest location first, then anchors per location. Objects are the last axis.
+    """
+
+    anchor_index: Int[Array, "N G"]
+    """Into all anchors; 0 where not `is_candidate`."""
+    is_candidate: Bool[Array, "N G"]
+    iou: Float[Array, "N G"]
+    """With the object; 0 where not `is_candidate`."""
+    is_center_in_box: Bool[Array, "N G"]
     """The anchor's centre lies inside the object."""
 
 
@@ -47,7 +51,7 @@ class CandidateStatistics(NamedTuple):
 
 def select_candidates(
     grid: AnchorGrid,
-    image_size: Int[Array, "2"],
+    image_size: Int[AnyArray, "2"],
     gt: GroundTruth,
     *,
     candidates_per_level: int = 9,
@@ -64,37 +68,36 @@ def select_candidates(
       image_size: (h, w) of the content, px. Anchors outside the image's own grid are no candidates.
       gt: objects of the image.
       candidates_per_level: the paper's k, at least 1.
-      in_box_margin: a centre must be inside a box by more than this, px.
-
-    Returns:
-      L * S * a slots for each object, of which at most L * k * a are filled (S: `windows`).
+      in_box_margin: a centre is inside a box by more than this, px.
 
     Raises:
       ValueError: `candidates_per_level` below 1.
+
+    >>> gt = GroundTruth(jnp.array([[10.0, 10.0, 80.0, 90.0]]), jnp.array([3]), jnp.array([True]))
+    >>> candidates = select_candidates(AnchorGrid((96, 128)), jnp.array([96, 128]), gt)
+    >>> int(candidates.is_candidate.sum())  # P6 has 2 x 2 locations, P7 has 1
+    32
     """
     if candidates_per_level < 1:
-        raise ValueError(f"candidates_per_level={candidates_per_level}: at least 1.")
-    boxes = jnp.where(gt.is_valid[:, None], gt.boxes, 0)  # padding may hold anything, also NaN
-    window = window_around(grid, image_size, boxes, candidates_per_level)
-    index = location_index(grid, window)
-    distance2 = jnp.where(window.exists, window.distance2, jnp.inf)
-    num_before = jnp.zeros(index.shape, jnp.int32)
-    for slot in range(index.shape[-1]):
-        other, other_index = distance2[..., slot, None], index[..., slot, None]
-        is_before = (other < distance2) | ((other == distance2) & (other_index < index))
-        num_before = num_before + is_before
-    is_candidate = (num_before < candidates_per_level) & window.exists
-    is_candidate = is_candidate & gt.is_valid[:, None, None]
+        raise ValueError(f"candidates_per_level={candidates_per_level}: give at least 1.")
+    boxes = at_least_float32(jnp.asarray(gt.boxes))
+    boxes = jnp.where(gt.is_valid[:, None], boxes, 0)  # padding may hold anything, also NaN
+    locations = nearest_locations(grid, image_size, boxes, candidates_per_level)
+    x, y = location_centers(grid, locations, boxes.dtype)
+    index = location_index(grid, locations)[:, :, None]  # [L, k, 1, G]
+    per_location = jnp.arange(grid.num_per_location, dtype=jnp.int32)[:, None]
+    is_candidate = (locations.exists & gt.is_valid)[:, :, None]
+    is_in_box = nearest_edge(x, y, boxes)[:, :, None] > in_box_margin
+    iou = location_ious(grid, x, y, boxes)  # [L, k, a, G]
 
-    centers = slot_centers(grid, window)
-    shape = (*index.shape, grid.num_per_location)
-    index = index[..., None] + jnp.arange(grid.num_per_location, dtype=jnp.int32)
-    flat = lambda x: jnp.broadcast_to(x, shape).reshape(shape[0], -1)  # noqa: E731
+    def flat(slots):
+        return jnp.broadcast_to(slots, iou.shape).reshape(-1, iou.shape[-1])
+
     return Candidates(
-        anchor_index=flat(index),
-        is_candidate=flat(is_candidate[..., None]),
-        iou=flat(slot_ious(grid, centers, boxes)),
-        is_center_in_box=flat(slots_in_box(centers, boxes, in_box_margin)[..., None]),
+        anchor_index=flat(jnp.where(is_candidate, index + per_location, 0)),
+        is_candidate=flat(is_candidate),
+        iou=flat(jnp.where(is_candidate, iou, 0)),
+        is_center_in_box=flat(is_candidate & is_in_box),
     )
 
 
@@ -103,19 +106,23 @@ def iou_thresholds(candidates: Candidates) -> CandidateStatistics:
 
     Args:
       candidates: of one image.
+
+    >>> gt = GroundTruth(jnp.array([[10.0, 10.0, 80.0, 90.0]]), jnp.array([3]), jnp.array([True]))
+    >>> candidates = select_candidates(AnchorGrid((96, 128)), jnp.array([96, 128]), gt)
+    >>> [round(float(value[0]), 3) for value in iou_thresholds(candidates)]
+    [0.308, 0.254, 0.561]
     """
-    mask = candidates.is_candidate
-    count = jnp.sum(mask, axis=1)
-    iou = jnp.where(mask, candidates.iou, 0)
-    mean = jnp.sum(iou, axis=1) / jnp.maximum(count, 1)
-    squares = jnp.where(mask, (iou - mean[:, None]) ** 2, 0)
-    std = jnp.sqrt(jnp.sum(squares, axis=1) / jnp.maximum(count - 1, 1))
+    mask, iou = candidates.is_candidate, candidates.iou
+    count = jnp.sum(mask, axis=0)
+    mean = jnp.sum(iou, axis=0) / jnp.maximum(count, 1)
+    squares = jnp.where(mask, (iou - mean) ** 2, 0)
+    std = jnp.sqrt(jnp.sum(squares, axis=0) / jnp.maximum(count - 1, 1))
     return CandidateStatistics(mean, std, mean + std)
 
 
 def resolve_positives(
     grid: AnchorGrid,
-    image_size: Int[Array, "2"],
+    image_size: Int[AnyArray, "2"],
     candidates: Candidates,
     threshold: Float[Array, " G"],
 ) -> Assignment:
@@ -130,28 +137,23 @@ def resolve_positives(
       candidates: of the image.
       threshold: t_g, the lowest IoU of a positive of each object.
     """
-    is_positive = (
-        candidates.is_candidate
-        & (candidates.iou >= threshold[:, None])
-        & candidates.is_center_in_box
+    is_claim = candidates.is_center_in_box & (candidates.iou >= threshold)
+    gt_index, is_positive = highest_iou_wins(
+        candidates.anchor_index, candidates.iou, is_claim, grid.num_anchors
     )
-    gt_index, is_taken = highest_iou_wins(
-        candidates.anchor_index, candidates.iou, is_positive, grid.num_anchors
-    )
-    return Assignment(gt_index, is_taken, ~grid.own_mask(image_size))
+    return Assignment(gt_index, is_positive, ~grid.own_mask(jnp.asarray(image_size)))
 
 
 def assign_atss(
     grid: AnchorGrid,
-    image_size: Int[Array, "2"],
+    image_size: Int[AnyArray, "2"],
     gt: GroundTruth,
     *,
     candidates_per_level: int = 9,
     in_box_margin: float = 0.01,
+    fallback: bool = False,
 ) -> Assignment:
     """Assigns anchors to objects by ATSS (Sec. 4.1, Algorithm 1); one image.
-
-    An object may end without positives, as in the paper: when no anchor centre lies in it.
 
     Args:
       grid: the anchors (static).
@@ -159,6 +161,8 @@ def assign_atss(
       gt: objects of the image; none valid gives all anchors negative.
       candidates_per_level: the paper's k.
       in_box_margin: a positive's centre is inside its box by more than this, px.
+      fallback: gives objects that end without positives their best candidate that is still free.
+        The paper has nothing like it: an object between anchor centres then has no positives.
 
     Raises:
       ValueError: `candidates_per_level` below 1.
@@ -176,4 +180,28 @@ def assign_atss(
         in_box_margin=in_box_margin,
     )
     threshold = iou_thresholds(candidates).threshold
-    return resolve_positives(grid, image_size, candidates, threshold)
+    assignment = resolve_positives(grid, image_size, candidates, threshold)
+    return _give_best_anchor(candidates, assignment) if fallback else assignment
+
+
+def _give_best_anchor(candidates: Candidates, assignment: Assignment) -> Assignment:
+    """Each object without positives claims its best free candidate: highest IoU, then nearest.
+
+    Of two such objects that claim one anchor the lower IoU (then the higher index) gets none.
+    """
+    index = candidates.anchor_index
+    num_slots, num_objects = index.shape
+    is_taken = assignment.is_positive[index]
+    is_own = is_taken & (assignment.gt_index[index] == jnp.arange(num_objects))
+    has_positive = jnp.any(is_own & candidates.is_candidate, axis=0)  # [G]
+    is_free = candidates.is_candidate & ~is_taken & ~has_positive
+    best = jnp.argmax(jnp.where(is_free, candidates.iou, -1), axis=0)
+    is_claim = is_free & (jnp.arange(num_slots)[:, None] == best)
+    gt_index, is_given = highest_iou_wins(
+        index, candidates.iou, is_claim, assignment.is_positive.shape[0]
+    )
+    return Assignment(
+        jnp.where(is_given, gt_index, assignment.gt_index),
+        assignment.is_positive | is_given,
+        assignment.is_ignored,
+    )

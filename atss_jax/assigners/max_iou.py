@@ -1,16 +1,21 @@
 """RetinaNet's assigner: positives by IoU thresholds, with at least one anchor for each object."""
 
 import jax.numpy as jnp
+from jax import lax
 
 from atss_jax.anchors import AnchorGrid
-from atss_jax.boxes import at_least_float32, pairwise_iou, points_to_ltrb
+from atss_jax.assigners.windows import nearest_edge
+from atss_jax.boxes import at_least_float32
 from atss_jax.structures import Assignment, GroundTruth
-from atss_jax.typing import Array, Int
+from atss_jax.typing import AnyArray, Int
+
+TIE_TOLERANCE = 1e-6
+"""Relative difference up to which two IoUs count as equal: they are so up to rounding."""
 
 
 def assign_max_iou(
     grid: AnchorGrid,
-    image_size: Int[Array, "2"],
+    image_size: Int[AnyArray, "2"],
     gt: GroundTruth,
     *,
     foreground_iou: float = 0.5,
@@ -21,9 +26,9 @@ def assign_max_iou(
     """Assigns anchors by their best IoU (RetinaNet Sec. 4; ATSS Sec. 3); one image.
 
     An anchor belongs to the object it overlaps most (the lowest index among equals): positive from
-    `foreground_iou` on, negative below `background_iou`, ignored between. Besides, all anchors
-    whose IoU with some object is that object's highest become positive, for their own best object
-    ("low-quality matches").
+    `foreground_iou` on, negative below `background_iou`, ignored between. Besides, every anchor
+    whose IoU with some object is that object's highest is positive, for its own best object
+    ("low-quality matches"); an object that overlaps no anchor has none.
 
     Args:
       grid: the anchors (static).
@@ -34,21 +39,44 @@ def assign_max_iou(
       positives_in_box: positives whose centre is outside their object become ignored (the ATSS
         paper's "in GT box" improvement of RetinaNet).
       in_box_margin: for `positives_in_box`, px.
+
+    >>> gt = GroundTruth(jnp.array([[10.0, 10.0, 80.0, 90.0]]), jnp.array([3]), jnp.array([True]))
+    >>> assignment = assign_max_iou(AnchorGrid((96, 128)), jnp.array([96, 128]), gt)
+    >>> int(assignment.is_positive.sum()), int(assignment.is_ignored.sum())
+    (21, 22)
     """
-    boxes = at_least_float32(gt.boxes)
-    own = grid.own_mask(image_size)
-    iou = pairwise_iou(jnp.array(grid.boxes(), boxes.dtype), boxes)
-    iou = jnp.where(own[:, None] & gt.is_valid, iou, -1)  # [A, G]
-    best = jnp.max(iou, axis=1, initial=-1)
-    gt_index = jnp.argmax(iou, axis=1).astype(jnp.int32)
-    highest = jnp.max(iou, axis=0)
-    is_low_quality = jnp.any((iou == highest) & (iou > 0), axis=1)
-    is_positive = (best >= foreground_iou) | is_low_quality
+    boxes = at_least_float32(jnp.asarray(gt.boxes))
+    boxes = jnp.where(gt.is_valid[:, None], boxes, 0)
+    x1, y1, x2, y2 = jnp.array(grid.boxes(), boxes.dtype).T
+    area = (x2 - x1) * (y2 - y1)
+    own = grid.own_mask(jnp.asarray(image_size))
+
+    # One object at a time: the whole matrix of IoUs would not fit into caches.
+    def compare(carry, inputs):
+        best, gt_index, is_top = carry
+        box, index = inputs
+        width = jnp.minimum(x2, box[2]) - jnp.maximum(x1, box[0])
+        height = jnp.minimum(y2, box[3]) - jnp.maximum(y1, box[1])
+        shared = jnp.where(own, jnp.maximum(width, 0) * jnp.maximum(height, 0), 0)
+        iou = shared / (area + (box[2] - box[0]) * (box[3] - box[1]) - shared)  # [A]
+        top = jnp.max(iou) * (1 - TIE_TOLERANCE)
+        is_top = is_top | ((iou >= top) & (iou > 0))
+        is_better = iou > best
+        return (
+            jnp.where(is_better, iou, best),
+            jnp.where(is_better, index, gt_index),
+            is_top,
+        ), None
+
+    # Padding, as an empty box, has IoU 0 with everything: it is nobody's best.
+    start = (jnp.zeros_like(x1), jnp.zeros(own.shape, jnp.int32), jnp.zeros_like(own))
+    indices = jnp.arange(boxes.shape[0], dtype=jnp.int32)
+    (best, gt_index, is_top), _ = lax.scan(compare, start, (boxes, indices))
+    is_positive = (best >= foreground_iou) | is_top
     is_ignored = (best >= background_iou) & ~is_positive
     if positives_in_box:
-        centers = jnp.array(grid.centers(), boxes.dtype)
-        ltrb = points_to_ltrb(centers, boxes[gt_index])
-        is_outside = jnp.min(ltrb, axis=1) <= in_box_margin
+        x, y = jnp.array(grid.centers(), boxes.dtype).T
+        is_outside = nearest_edge(x, y, boxes[gt_index]) <= in_box_margin
         is_ignored = is_ignored | (is_positive & is_outside)
         is_positive = is_positive & ~is_outside
     return Assignment(gt_index, is_positive, is_ignored | ~own)

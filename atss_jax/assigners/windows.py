@@ -2,7 +2,7 @@
 
 Centres lie on a regular grid, so "the r-th nearest row" and "the c-th nearest column" of a point
 are known in closed form. A location (r, c), in such ranks, is no nearer than any location
-(r', c') with r' <= r and c' <= c. There are (r + 1) (c + 1) of those, so only locations with
+(r', c') with r' <= r and c' <= c. There are (r + 1) (c + 1) of those, itself included, so only
 
     (r + 1) (c + 1) <= k
 
@@ -10,6 +10,8 @@ can be among the k nearest. These are sum_r floor(k / (r + 1)) ~ k ln k slots (2
 whatever the grid: one row high, smaller than k, or with the point in a corner or outside. The same
 holds for every score that falls with the distance along x and along y, such as the IoU with
 anchors of one shape.
+
+Arrays here are `[L, S, G]`, with the objects last: on CPUs that is what vectorises.
 """
 
 import functools
@@ -17,57 +19,55 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from atss_jax.anchors import AnchorGrid
 from atss_jax.boxes import at_least_float32, box_centers
-from atss_jax.typing import Array, Bool, Float, Int
+from atss_jax.typing import AnyArray, Array, Bool, Float, Int
 
 
-class Window(NamedTuple):
-    """Locations around each box, S slots a level; all fields have one entry per slot."""
+class Locations(NamedTuple):
+    """Cells of the pyramid around each box, S slots a level."""
 
-    row: Int[Array, "G L S"]
-    column: Int[Array, "G L S"]
-    distance2: Float[Array, "G L S"]
-    """Squared distance of location and box centre, in strides^2."""
-    exists: Bool[Array, "G L S"]
-    """False where the image's own grid has no such location."""
+    row: Int[Array, "L S G"]
+    column: Int[Array, "L S G"]
+    exists: Bool[Array, "L S G"]
+    """False where the image's own grid has too few cells; row and column mean nothing there."""
 
 
 @functools.lru_cache
 def slot_ranks(num_nearest: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ranks (r, c) of the slots with (r + 1) (c + 1) <= k, nearest first: two int32 [S].
+    """Ranks (r, c) of the slots with (r + 1) (c + 1) <= k: two int32 [S].
 
     >>> [ranks.tolist() for ranks in slot_ranks(3)]
-    [[0, 0, 1, 0, 2], [0, 1, 0, 2, 0]]
+    [[0, 0, 0, 1, 2], [0, 1, 2, 0, 0]]
     """
     ranks = [(r, c) for r in range(num_nearest) for c in range(num_nearest // (r + 1))]
-    ranks.sort(key=lambda rank: (rank[0] ** 2 + rank[1] ** 2, rank))
     row, column = np.array(ranks, np.int32).T
     return row, column
 
 
 def nearest_integers(
-    position: Float[Array, "*N"], count: Int[Array, "*#N"], rank: Int[np.ndarray, " S"]
-) -> Int[Array, "*N S"]:
+    position: Float[Array, " G"], count: Int[Array, ""], rank: Int[np.ndarray, " S"]
+) -> Int[Array, "S G"]:
     """The integer of [0, count) that is the `rank`-th nearest to `position`; lower ones first.
 
     Left and right neighbours take turns until one side is used up; from there on it is the other
-    side's. Meaningless where rank >= count.
+    side's. Means nothing where rank >= count.
 
     Args:
       position: any finite numbers, also outside [0, count).
       count: how many integers there are.
       rank: from 0.
 
-    >>> nearest_integers(jnp.array(1.2), jnp.array(5), np.arange(5)).tolist()
+    >>> nearest_integers(jnp.array([1.2]), jnp.array(5), np.arange(5))[:, 0].tolist()
     [1, 2, 0, 3, 4]
     """
+    rank = rank[:, None]
     floor = jnp.floor(jnp.clip(position, -1, count))
     left = jnp.clip(floor.astype(jnp.int32) + 1, 0, count)  # integers <= position
-    left_first = ((position - floor) <= 0.5).astype(jnp.int32)[..., None]
-    right = (count - left)[..., None]
-    left = left[..., None]
+    right = count - left
+    left_first = ((position - floor) <= 0.5).astype(jnp.int32)
     num_pairs = jnp.minimum(left, right)
     is_paired = rank < 2 * num_pairs
     is_left = jnp.where(is_paired, (rank + left_first) % 2 == 1, left > right)
@@ -75,10 +75,37 @@ def nearest_integers(
     return jnp.where(is_left, left - 1 - depth, left + depth)
 
 
-def window_around(
-    grid: AnchorGrid, image_size: Int[Array, "2"], boxes: Float[Array, "G 4"], num_nearest: int
-) -> Window:
-    """On each level, a superset of the `num_nearest` locations nearest to each box's centre.
+class _Level(NamedTuple):
+    """One level's numbers; stacked over L for scans."""
+
+    rows: Int[Array, "*L"]
+    columns: Int[Array, "*L"]
+    stride: Float[Array, "*L"]
+
+
+def _levels(grid: AnchorGrid, image_size: Int[AnyArray, "2"], dtype) -> _Level:
+    own = grid.own_level_shapes(jnp.asarray(image_size)).astype(jnp.int32)
+    return _Level(own[:, 0], own[:, 1], jnp.array(grid.strides, dtype))
+
+
+def _window(grid: AnchorGrid, level: _Level, boxes: Array, num_nearest: int):
+    """Locations [S, G] of one level and their squared distances in strides^2."""
+    row_rank, column_rank = slot_ranks(num_nearest)
+    position = (box_centers(boxes).T - grid.offset_px) / level.stride - grid.center_offset  # [2, G]
+    column = nearest_integers(position[0], level.columns, column_rank)
+    row = nearest_integers(position[1], level.rows, row_rank)
+    exists = ((row_rank < level.rows) & (column_rank < level.columns))[:, None]
+    distance2 = (column - position[0]) ** 2 + (row - position[1]) ** 2
+    return Locations(row, column, jnp.broadcast_to(exists, row.shape)), distance2
+
+
+def window_locations(
+    grid: AnchorGrid,
+    image_size: Int[AnyArray, "2"],
+    boxes: Float[AnyArray, "G 4"],
+    num_nearest: int,
+) -> Locations:
+    """On each level, all locations that can be among the `num_nearest` of a box.
 
     Args:
       grid: the anchors.
@@ -86,56 +113,105 @@ def window_around(
       boxes: xyxy px, finite.
       num_nearest: k.
     """
-    own = grid.own_level_shapes(image_size).astype(jnp.int32)  # [L, 2]
-    centers = box_centers(at_least_float32(boxes))[:, None]  # [G, 1, 2]
-    strides = jnp.array(grid.strides, centers.dtype)[:, None]  # [L, 1]
-    position = (centers - grid.offset_px) / strides - grid.center_offset  # [G, L, 2]
-    row_rank, column_rank = slot_ranks(num_nearest)
-    column = nearest_integers(position[..., 0], own[:, 1], column_rank)
-    row = nearest_integers(position[..., 1], own[:, 0], row_rank)
-    dx = column - position[..., 0, None]
-    dy = row - position[..., 1, None]
-    exists = (row_rank < own[:, :1]) & (column_rank < own[:, 1:])  # [L, S]
-    return Window(row, column, dx * dx + dy * dy, jnp.broadcast_to(exists, row.shape))
+    boxes = at_least_float32(jnp.asarray(boxes))
+    levels = _levels(grid, image_size, boxes.dtype)
+    _, locations = lax.scan(
+        lambda _, level: (None, _window(grid, level, boxes, num_nearest)[0]), None, levels
+    )
+    return locations
 
 
-def location_index(grid: AnchorGrid, window: Window) -> Int[Array, "G L S"]:
-    """Index of the first anchor of every slot's location, over all levels."""
-    widths = np.array([w for _, w in grid.level_shapes], np.int32)[:, None]
-    starts = np.array(grid.level_starts, np.int32)[:, None]
-    return starts + (window.row * widths + window.column) * grid.num_per_location
+def nearest_locations(
+    grid: AnchorGrid,
+    image_size: Int[AnyArray, "2"],
+    boxes: Float[AnyArray, "G 4"],
+    num_nearest: int,
+) -> Locations:
+    """On each level, the `num_nearest` locations nearest to each box's centre, nearest first.
+
+    At equal distance the lower index, row by row, comes first. A slot's place in the order is the
+    number of slots before it: comparing all pairs is cheaper than sorting so few.
+
+    Args:
+      grid: the anchors.
+      image_size: (h, w) of the content, px.
+      boxes: xyxy px, finite.
+      num_nearest: k; S of the result.
+    """
+    boxes = at_least_float32(jnp.asarray(boxes))
+    levels = _levels(grid, image_size, boxes.dtype)
+
+    def count_before(_, level):
+        window, distance2 = _window(grid, level, boxes, num_nearest)
+        distance2 = jnp.where(window.exists, distance2, jnp.inf)
+        cell = (window.row << 16) | window.column  # rises row by row
+        place = jnp.zeros(cell.shape, jnp.int32)
+        for other, other_cell in zip(distance2, cell, strict=True):
+            is_before = (other < distance2) | ((other == distance2) & (other_cell < cell))
+            place = place + is_before
+        return None, (jnp.where(window.exists, place, num_nearest), cell)
+
+    def put_in_order(_, inputs):
+        place, cell = inputs
+        ordered = jnp.full((num_nearest, cell.shape[1]), -1, jnp.int32)
+        for slot_place, slot_cell in zip(place, cell, strict=True):
+            is_here = slot_place == jnp.arange(num_nearest)[:, None]
+            ordered = jnp.where(is_here, slot_cell, ordered)
+        return None, ordered
+
+    # Two scans, not one function of [L, S, G]: XLA would otherwise fuse the comparisons into each
+    # of their uses and compute them again and again (on CPU: five times the time).
+    _, place_and_cell = lax.scan(count_before, None, levels)
+    _, ordered = lax.scan(put_in_order, None, place_and_cell)
+    return Locations(row=ordered >> 16, column=ordered & 0xFFFF, exists=ordered >= 0)
 
 
-def slot_centers(grid: AnchorGrid, window: Window) -> Float[Array, "G L S 2"]:
-    """(x, y) px of every slot's anchor centre."""
-    dtype = window.distance2.dtype
-    strides = jnp.array(grid.strides, dtype)[:, None]
-    x = (window.column + jnp.array(grid.center_offset, dtype)) * strides + grid.offset_px
-    y = (window.row + jnp.array(grid.center_offset, dtype)) * strides + grid.offset_px
-    return jnp.stack([x, y], axis=-1)
+def location_index(grid: AnchorGrid, locations: Locations) -> Int[Array, "L S G"]:
+    """Index of each location's first anchor, over all levels; 0 where there is no location."""
+    widths = np.array([w for _, w in grid.level_shapes], np.int32)[:, None, None]
+    starts = np.array(grid.level_starts, np.int32)[:, None, None]
+    index = starts + (locations.row * widths + locations.column) * grid.num_per_location
+    return jnp.where(locations.exists, index, 0)
 
 
-def slot_ious(
-    grid: AnchorGrid, centers: Float[Array, "G L S 2"], boxes: Float[Array, "G 4"]
-) -> Float[Array, "G L S a"]:
-    """IoU of every box with the anchors of its slots."""
-    boxes = at_least_float32(boxes)
-    sizes = np.stack([grid.cell_sizes(level) for level in range(grid.num_levels)])
-    half = jnp.array(sizes / 2, boxes.dtype)[:, None]  # [L, 1, a, 2]
-    area = jnp.array(sizes.prod(axis=-1), boxes.dtype)[:, None]  # [L, 1, a]
-    x1, y1, x2, y2 = (boxes[:, i, None, None, None] for i in range(4))  # [G, 1, 1, 1]
-    x, y = centers[..., 0, None], centers[..., 1, None]  # [G, L, S, 1]
-    width = jnp.minimum(x + half[..., 0], x2) - jnp.maximum(x - half[..., 0], x1)
-    height = jnp.minimum(y + half[..., 1], y2) - jnp.maximum(y - half[..., 1], y1)
-    intersection = jnp.maximum(width, 0) * jnp.maximum(height, 0)  # [G, L, S, a]
+def location_centers(
+    grid: AnchorGrid, locations: Locations, dtype
+) -> tuple[Float[Array, "L S G"], Float[Array, "L S G"]]:
+    """(x, y) px of each location's anchor centre."""
+    strides = jnp.array(grid.strides, dtype)[:, None, None]
+    x = (locations.column.astype(dtype) + grid.center_offset) * strides + grid.offset_px
+    y = (locations.row.astype(dtype) + grid.center_offset) * strides + grid.offset_px
+    return x, y
+
+
+def location_ious(
+    grid: AnchorGrid,
+    x: Float[Array, "L S G"],
+    y: Float[Array, "L S G"],
+    boxes: Float[Array, "G 4"],
+) -> Float[Array, "L S a G"]:
+    """IoU of every box with the anchors at its locations.
+
+    Args:
+      grid: the anchors.
+      x: centres of the locations, px.
+      y: as `x`.
+      boxes: xyxy px.
+    """
+    sizes = np.stack([grid.cell_sizes(level) for level in range(grid.num_levels)])  # [L, a, 2]
+    half = jnp.array(sizes / 2, boxes.dtype)[:, None, :, :, None]  # [L, 1, a, 2, 1]
+    area = jnp.array(sizes.prod(axis=-1), boxes.dtype)[:, None, :, None]  # [L, 1, a, 1]
+    x1, y1, x2, y2 = boxes.T
+    x, y = x[:, :, None], y[:, :, None]  # [L, S, 1, G]
+    width = jnp.minimum(x + half[:, :, :, 0], x2) - jnp.maximum(x - half[:, :, :, 0], x1)
+    height = jnp.minimum(y + half[:, :, :, 1], y2) - jnp.maximum(y - half[:, :, :, 1], y1)
+    intersection = jnp.maximum(width, 0) * jnp.maximum(height, 0)  # [L, S, a, G]
     return intersection / (area + (x2 - x1) * (y2 - y1) - intersection)
 
 
-def slots_in_box(
-    centers: Float[Array, "G L S 2"], boxes: Float[Array, "G 4"], margin: float
-) -> Bool[Array, "G L S"]:
-    """True where a slot's centre is more than `margin` px inside its box, on all four sides."""
-    x1, y1, x2, y2 = (boxes[:, i, None, None] for i in range(4))
-    x, y = centers[..., 0], centers[..., 1]
-    nearest_edge = jnp.minimum(jnp.minimum(x - x1, x2 - x), jnp.minimum(y - y1, y2 - y))
-    return nearest_edge > margin
+def nearest_edge(
+    x: Float[Array, "*#N"], y: Float[Array, "*#N"], boxes: Float[Array, "*G 4"]
+) -> Float[Array, "*N"]:
+    """Smallest distance px from points to the edges of boxes, negative outside. Broadcasts."""
+    x1, y1, x2, y2 = (boxes[..., i] for i in range(4))
+    return jnp.minimum(jnp.minimum(x - x1, x2 - x), jnp.minimum(y - y1, y2 - y))
