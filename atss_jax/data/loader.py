@@ -34,8 +34,9 @@ class Batches(Iterator[Batch]):
     """Batches in order. Close it to end its threads and workers; also a context manager."""
 
     def __init__(self, batches: Any, length: int | None):
-        self._batches = iter(batches)
+        self._batches: Any = iter(batches)
         self._length = length
+        self._is_closed = False
 
     def __next__(self) -> Batch:
         return next(self._batches)
@@ -48,7 +49,10 @@ class Batches(Iterator[Batch]):
 
     def close(self) -> None:
         """Ends threads and worker processes; safe to call twice."""
-        self._batches.close()
+        if not self._is_closed:
+            self._is_closed = True
+            self._batches.close()
+            self._batches = iter(())  # lets go of batches that were prepared and not taken
 
     def __enter__(self) -> "Batches":
         return self
