@@ -49,7 +49,7 @@ def read_annotations(
     rows: list[tuple] = []
     given = [e.get("id") for e in entries if isinstance(e, dict)]
     next_id = 1 + max(filter(is_int, given), default=0)
-    limits = sizes.tolist()
+    limits = [(height, width) for height, width in sizes.tolist()]
     for place, entry in enumerate(entries):
         fields = entry if isinstance(entry, dict) else {}
         image_id = fields.get("image_id")

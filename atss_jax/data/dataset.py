@@ -6,7 +6,7 @@ image id, so the same images give the same batches from every source. Pickles in
 
 import dataclasses
 from collections import Counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -20,6 +20,7 @@ MIN_OBJECT_SIDE = 1.0
 this, px (CONVENTIONS, section 8)."""
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """Reads encoded images by record index."""
 
