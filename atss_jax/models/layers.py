@@ -5,12 +5,10 @@ Maps are `[B, h, w, C]`. Several layers take the mask of an image's own cells (s
 outputs do not depend on the bucket it was padded to.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
@@ -40,61 +38,13 @@ def zero_outside(x: Float[Array, "B h w C"], mask: Bool[Array, "B h w"] | None):
     return x if mask is None else jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
 
 
-def _shifted_slices(x: Array, kernel: tuple[int, int], stride: int, pad: int) -> list[Array]:
-    """The input of each tap of a convolution, row by row: k * k maps of the output's size."""
-    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    height = (x.shape[1] - kernel[0]) // stride + 1
-    width = (x.shape[2] - kernel[1]) // stride + 1
-    return [
-        x[:, i : i + (height - 1) * stride + 1 : stride, j : j + (width - 1) * stride + 1 : stride]
-        for i in range(kernel[0])
-        for j in range(kernel[1])
-    ]
-
-
-def _convolution(x: Array, kernel: Array, stride: int, groups: int) -> Array:
-    pad = kernel.shape[0] // 2
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(pad, pad), (pad, pad)],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _cpu_convolution(x: Array, kernel: Array, stride: int) -> Array:
-    """A convolution whose kernel gradient is a matrix product for each tap.
-
-    XLA's CPU backend computes the kernel gradient of a convolution 1.5 to 3 times slower than the
-    matrix products that it consists of.
-    """
-    return _convolution(x, kernel, stride, 1)
-
-
-def _cpu_convolution_forward(x, kernel, stride):
-    return _convolution(x, kernel, stride, 1), (x, kernel)
-
-
-def _cpu_convolution_backward(stride, saved, cotangent):
-    x, kernel = saved
-    _, input_gradient = jax.vjp(lambda x: _convolution(x, kernel, stride, 1), x)
-    slices = _shifted_slices(x, kernel.shape[:2], stride, kernel.shape[0] // 2)
-    taps = [lax.dot_general(s, cotangent, (((0, 1, 2), (0, 1, 2)), ((), ()))) for s in slices]
-    return *input_gradient(cotangent), jnp.stack(taps).reshape(kernel.shape)
-
-
-_cpu_convolution.defvjp(_cpu_convolution_forward, _cpu_convolution_backward)
-
-
 def convolution(
     x: Float[Array, "B h w C"], kernel: Float[Array, "k k c N"], *, stride: int = 1, groups: int = 1
 ) -> Float[Array, "B h2 w2 N"]:
-    """2-D convolution with zero padding k // 2 on all sides, in the form that each backend likes.
+    """2-D convolution with zero padding k // 2 on all sides.
 
-    1x1 kernels are a matrix product everywhere. On the CPU, kernel gradients are matrix products.
+    1x1 kernels are a matrix product: XLA's CPU backend is slow in the backward pass of 1x1
+    convolutions, and accelerators compile both to the same.
 
     Args:
       x: input map.
@@ -105,9 +55,15 @@ def convolution(
     size = kernel.shape[0]
     if size == 1 and groups == 1:
         return x[:, ::stride, ::stride] @ kernel[0, 0]
-    if groups > 1 or size > 3 or jax.default_backend() != "cpu":
-        return _convolution(x, kernel, stride, groups)
-    return _cpu_convolution(x, kernel, stride)
+    pad = size // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(pad, pad), (pad, pad)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
 
 
 class Conv(nn.Module):
