@@ -141,8 +141,8 @@ def centerness(points: Float[Array, "*#N 2"], boxes: Float[Array, "*#N 4"]) -> F
 
 
 def encode_deltas(
-    boxes: Float[Array, "*N 4"], anchors: Float[Array, "*N 4"]
-) -> Float[Array, "*N 4"]:
+    boxes: Float[Array, "*#N 4"], anchors: Float[Array, "*#N 4"]
+) -> Float[Array, "*#N 4"]:
     """Boxes as weighted deltas (dx, dy, dw, dh) against anchors ("box" regression).
 
     (10 (gx - ax) / aw, 10 (gy - ay) / ah, 5 ln(gw / aw), 5 ln(gh / ah)). Inverse of
@@ -157,8 +157,8 @@ def encode_deltas(
 
 
 def decode_deltas(
-    deltas: Float[Array, "*N 4"], anchors: Float[Array, "*N 4"]
-) -> Float[Array, "*N 4"]:
+    deltas: Float[Array, "*#N 4"], anchors: Float[Array, "*#N 4"]
+) -> Float[Array, "*#N 4"]:
     """xyxy boxes in px from weighted deltas against anchors.
 
     dw and dh are limited above (`MAX_LOG_SCALE`), not below, as in the official code.
@@ -172,14 +172,14 @@ def decode_deltas(
 
 
 def encode_points(
-    boxes: Float[Array, "*N 4"], points: Float[Array, "*N 2"], strides: Float[Array, "*N"]
-) -> Float[Array, "*N 4"]:
+    boxes: Float[Array, "*#N 4"], points: Float[Array, "*#N 2"], strides: Float[Array, "*#N"]
+) -> Float[Array, "*#N 4"]:
     """Boxes as distances (l, t, r, b) from points, in strides ("point" regression)."""
     return at_least_float32(points_to_ltrb(points, boxes)) / strides[..., None]
 
 
 def decode_points(
-    ltrb: Float[Array, "*N 4"], points: Float[Array, "*N 2"], strides: Float[Array, "*N"]
-) -> Float[Array, "*N 4"]:
+    ltrb: Float[Array, "*#N 4"], points: Float[Array, "*#N 2"], strides: Float[Array, "*#N"]
+) -> Float[Array, "*#N 4"]:
     """xyxy boxes in px from distances in strides; inverse of `encode_points`."""
     return ltrb_to_boxes(points, at_least_float32(ltrb) * strides[..., None])
