@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
@@ -33,9 +34,56 @@ BATCH_NORM_MOMENTUM = 0.9
 """Share of the old value in running statistics (PyTorch's momentum 0.1)."""
 
 
+MANY_CELLS = 512
+MANY_CHANNELS = 64
+"""Cells of a batch and channels from which the CPU's own kernel gradient is faster; measured."""
+
+
 def zero_outside(x: Float[Array, "B h w C"], mask: Bool[Array, "B h w"] | None):
     """`x` with 0 in the cells outside `mask`; `x` itself where there is no mask."""
     return x if mask is None else jnp.where(mask[..., None], x, jnp.zeros((), x.dtype))
+
+
+def _convolution(x: Array, kernel: Array, stride: int, groups: int) -> Array:
+    pad = kernel.shape[0] // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(pad, pad), (pad, pad)],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+@jax.custom_vjp
+def _cpu_convolution(x: Array, kernel: Array) -> Array:
+    """A 3x3 convolution of stride 1 whose kernel gradient is nine matrix products.
+
+    For 8 maps of 32x40x256, XLA's CPU backend needs 0.77 s for the kernel gradient as the
+    convolution that it is, and 0.25 s for these products (CPU time, float32, jax 0.10).
+    """
+    return _convolution(x, kernel, 1, 1)
+
+
+def _cpu_convolution_forward(x, kernel):
+    return _convolution(x, kernel, 1, 1), (x, kernel)
+
+
+def _cpu_convolution_backward(saved, cotangent):
+    x, kernel = saved
+    _, input_gradient = jax.vjp(lambda x: _convolution(x, kernel, 1, 1), x)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+    def tap(index):  # the loop bounds memory to one shifted copy of the map
+        shifted = lax.dynamic_slice(padded, (0, index // 3, index % 3, 0), x.shape)
+        return lax.dot_general(shifted, cotangent, (((0, 1, 2), (0, 1, 2)), ((), ())))
+
+    kernel_gradient = lax.map(tap, jnp.arange(9)).reshape(kernel.shape)
+    return *input_gradient(cotangent), kernel_gradient
+
+
+_cpu_convolution.defvjp(_cpu_convolution_forward, _cpu_convolution_backward)
 
 
 def convolution(
@@ -44,7 +92,8 @@ def convolution(
     """2-D convolution with zero padding k // 2 on all sides.
 
     1x1 kernels are a matrix product: XLA's CPU backend is slow in the backward pass of 1x1
-    convolutions, and accelerators compile both to the same.
+    convolutions, and accelerators compile both to the same. On the CPU, large 3x3 convolutions
+    get their kernel gradient by matrix products.
 
     Args:
       x: input map.
@@ -55,15 +104,11 @@ def convolution(
     size = kernel.shape[0]
     if size == 1 and groups == 1:
         return x[:, ::stride, ::stride] @ kernel[0, 0]
-    pad = size // 2
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(pad, pad), (pad, pad)],
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
+    cells, features = x.shape[0] * x.shape[1] * x.shape[2], kernel.shape[3]
+    plain = size != 3 or stride != 1 or groups != 1 or cells < MANY_CELLS
+    if plain or min(x.shape[3], features) < MANY_CHANNELS or jax.default_backend() != "cpu":
+        return _convolution(x, kernel, stride, groups)
+    return _cpu_convolution(x, kernel)
 
 
 class Conv(nn.Module):
