@@ -4,12 +4,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from atss_jax import build, checkpoint, evaluate, parallel, run_files
+from atss_jax import build, checkpoint, evaluate, multiscale, parallel, run_files
 from atss_jax.config import Config
-from atss_jax.data import loader
+from atss_jax.data import images, loader
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.models.detector import Detector
 
@@ -42,13 +43,22 @@ class Validation:
         dataset: DetectionDataset,
     ):
         self._config, self._mesh, self.dataset = config, mesh, dataset
-        self._predict = evaluate.make_predict_step(
-            model,
-            build.make_grid(config),
-            normalize=build.normalize_keywords(config),
-            postprocess=build.postprocess_keywords(config),
-            mesh=mesh,
+        data = config.data
+        self._passes = multiscale.make_passes(
+            config.eval.multiscale, data.short_side, data.max_long_side
         )
+        plain, mirrored = (
+            evaluate.make_predict_step(
+                model,
+                build.make_grid(config),
+                normalize=build.normalize_keywords(config),
+                postprocess=build.postprocess_keywords(config),
+                mesh=mesh,
+                flip=flip,
+            )
+            for flip in (False, True)
+        )
+        self._steps = (plain, mirrored)
 
     def run(
         self, variables: Any, *, should_stop: Callable[[], bool] = lambda: False
@@ -59,18 +69,36 @@ class Validation:
           variables: {"params": ..., "batch_stats": ...}.
           should_stop: asked between batches.
         """
-        batches = loader.eval_batches(self.dataset, **build.eval_batch_keywords(self._config))
-        found = evaluate.evaluate(
-            self._predict,
-            variables,
-            batches,
-            self.dataset,
-            mesh=self._mesh,
-            backend=self._config.eval.backend,
-            with_metrics=not self._config.eval.format_only,
-            should_stop=should_stop,
-        )
+        keywords = {
+            "mesh": self._mesh,
+            "backend": self._config.eval.backend,
+            "with_metrics": not self._config.eval.format_only,
+            "should_stop": should_stop,
+        }
+        if self._config.eval.multiscale == "none":
+            batches = self._batches(self._passes[0])
+            found = evaluate.evaluate(self._steps[0], variables, batches, self.dataset, **keywords)
+        else:
+            found = evaluate.evaluate_passes(
+                self._steps, variables, self._batches, self._passes, self.dataset, **keywords
+            )
         return None if found is None else Outcome(*found)
+
+    def _batches(self, one_pass: multiscale.Pass) -> loader.Batches:
+        """Every image once, at the size of a pass."""
+        data, dataset = self._config.data, self.dataset
+        keywords = build.eval_batch_keywords(self._config)
+        if one_pass.short_side != data.short_side:
+            targets = [
+                images.resized_size((h, w), one_pass.short_side, one_pass.max_long_side)
+                for h, w in dataset.sizes.tolist()
+            ]
+            keywords["buckets"] = multiscale.pass_buckets(
+                np.array(targets), data.buckets, one_pass.short_side / data.short_side
+            )
+            keywords["short_side"] = one_pass.short_side
+            keywords["max_long_side"] = one_pass.max_long_side
+        return loader.eval_batches(dataset, **keywords)
 
 
 def check_same_classes(train_set: DetectionDataset, val_set: DetectionDataset) -> None:
@@ -125,5 +153,7 @@ NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 def summary(metrics: dict[str, float]) -> str:
     """The 12 numbers on one line, then AP by class."""
     line = "  ".join(f"{name} {metrics[name]:.4f}" for name in NUMBERS)
-    classes = [f"{k.removeprefix('AP/')} {v:.3f}" for k, v in metrics.items() if k.startswith("AP/")]
+    classes = [
+        f"{k.removeprefix('AP/')} {v:.3f}" for k, v in metrics.items() if k.startswith("AP/")
+    ]
     return line + ("\nAP by class: " + ", ".join(classes) if classes else "")

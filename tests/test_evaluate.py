@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import evaluate_case as case
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +15,7 @@ import pytest
 from atss_jax import evaluate, parallel
 from atss_jax.multiscale import make_passes
 from atss_jax.parallel import AXIS
+from tests import evaluate_case as case
 
 ONE_DEVICE = jax.make_mesh(
     (1,), (AXIS,), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,)

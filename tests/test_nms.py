@@ -6,9 +6,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from oracles.nms import greedy_nms
 
 from atss_jax.nms import class_wise_nms
+from tests.oracles.nms import greedy_nms
 
 GOLDEN = Path(__file__).parent / "golden"
 

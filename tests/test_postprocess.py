@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles.nms import postprocess as oracle_postprocess
 
 from atss_jax.anchors import AnchorGrid
 from atss_jax.postprocess import postprocess, postprocess_batch, select_top_pairs
 from atss_jax.structures import HeadOutputs
+from tests.oracles.nms import postprocess as oracle_postprocess
 
 GOLDEN = Path(__file__).parent / "golden"
 UNIT_SCALE = np.ones(2, np.float32)

@@ -1,0 +1,195 @@
+"""`--mode=export`: a trained detector as StableHLO (or its network as ONNX), free of this package.
+
+A StableHLO file holds network, weights, post-processing and NMS for one padded image shape: uint8
+pixels in, detections out. `detector.json` beside it says everything that a caller needs;
+`scripts/run_exported.py` is a caller with jax alone. ONNX holds normalisation and network; its raw
+outputs need post-processing on the other side.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax import export as jax_export
+
+from atss_jax import build, run_files
+from atss_jax.config import Config
+from atss_jax.evaluate import make_predict_step
+from atss_jax.inference import Detector
+from atss_jax.models.detector import normalize_images
+
+FORMATS = ("stablehlo", "onnx")
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+INPUTS = {
+    "images": "uint8 [batch, H, W, 3]: RGB, resized content in the upper left corner, then zeros",
+    "image_size": "int32 [batch, 2]: (h, w) of the content, px",
+    "scale": "float32 [batch, 2]: (h, w) of the content / (h, w) of the original",
+}
+OUTPUTS = {
+    "boxes": "float32 [batch, D, 4]: (x1, y1, x2, y2), px of the original image",
+    "scores": "float32 [batch, D], falling",
+    "labels": "int32 [batch, D]: index into class_names",
+    "is_valid": "bool [batch, D]: False for empty slots",
+}
+RAW_OUTPUTS = {
+    "cls_logits": "float32 [batch, h, w, anchors, classes], for P3..P7",
+    "box_regression": "float32 [batch, h, w, anchors, 4], for P3..P7",
+    "centerness_logits": "float32 [batch, h, w, anchors], for P3..P7, where the head has them",
+}
+
+
+def export_workdir(config: Config, workdir: epath.Path) -> epath.Path:
+    """Exports the newest checkpoint into workdir/export.
+
+    Args:
+      config: the recipe; group "export" says what.
+      workdir: of the run.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ValueError: unknown format or platform, or a model that the format cannot hold.
+    """
+    settings = config.export
+    if settings.format not in FORMATS:
+        raise ValueError(
+            f"config.export.format={settings.format!r}: use one of {', '.join(FORMATS)}."
+        )
+    unknown = [p for p in settings.platforms if p not in PLATFORMS]
+    if unknown or not settings.platforms:
+        raise ValueError(
+            f"config.export.platforms={settings.platforms}: use some of {', '.join(PLATFORMS)}."
+        )
+    run_files.claim_workdir(config, workdir, training=False)
+    detector = Detector.load(workdir, config=config)
+    folder = workdir / "export"
+    folder.mkdir(parents=True, exist_ok=True)
+    write = write_stablehlo if settings.format == "stablehlo" else write_onnx
+    for file in write(detector, folder):
+        print(f"{file}: {file.stat().length / 2**20:.1f} MiB")
+    print(f"{folder / 'detector.json'}: how to call it")
+    return folder
+
+
+def write_stablehlo(detector: Detector, folder: epath.Path) -> list[epath.Path]:
+    """One StableHLO file for each bucket, and detector.json; returns the files.
+
+    Args:
+      detector: the network with its weights; its config says batch and platforms.
+      folder: where to.
+    """
+    config = detector.config
+    predict = make_predict_step(
+        detector.model,
+        build.make_grid(config),
+        normalize=build.normalize_keywords(config),
+        postprocess=build.postprocess_keywords(config),
+    )
+    variables = jax.device_get(detector.variables)
+
+    def detect(images, image_size, scale):
+        return tuple(predict(variables, images, image_size, scale))
+
+    files = []
+    for bucket in config.data.buckets:
+        program = jax_export.export(jax.jit(detect), platforms=config.export.platforms)(
+            *input_shapes(bucket, config.export.batch_size)
+        )
+        files.append(folder / f"detector_{bucket[0]}x{bucket[1]}.stablehlo")
+        files[-1].write_bytes(program.serialize())
+    describe(detector, folder, files, "stablehlo", OUTPUTS)
+    return files
+
+
+def write_onnx(detector: Detector, folder: epath.Path) -> list[epath.Path]:
+    """One ONNX file for each bucket with the network alone, and detector.json.
+
+    Args:
+      detector: the network with its weights; its config says the batch.
+      folder: where to.
+
+    Raises:
+      ImportError: jax2onnx is not installed.
+    """
+    try:
+        import jax2onnx  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError(
+            'config.export.format="onnx" needs jax2onnx and onnx; see "ONNX" in the README. '
+            'Without them use config.export.format="stablehlo".'
+        ) from error
+    config = detector.config
+    files = []
+    for bucket in config.data.buckets:
+        network = raw_network(detector)
+        batch = config.export.batch_size or "B"
+        inputs = [
+            jax.ShapeDtypeStruct((batch, *bucket, 3), jnp.uint8),
+            jax.ShapeDtypeStruct((batch, 2), jnp.int32),
+        ]
+        model = jax2onnx.to_onnx(network, inputs=inputs)
+        files.append(folder / f"network_{bucket[0]}x{bucket[1]}.onnx")
+        files[-1].write_bytes(model.SerializeToString())
+    describe(detector, folder, files, "onnx", RAW_OUTPUTS)
+    return files
+
+
+def raw_network(detector: Detector) -> Callable:
+    """(images, image_size) -> flat tuple of raw predictions, with the weights inside."""
+    normalize = build.normalize_keywords(detector.config)
+    variables = jax.device_get(detector.variables)
+
+    def network(images, image_size):
+        normalized = normalize_images(images, image_size, **normalize)
+        return tuple(jax.tree.leaves(detector.model.apply(variables, normalized, image_size)))
+
+    return network
+
+
+def input_shapes(bucket: tuple[int, int], batch_size: int) -> tuple[Any, ...]:
+    """Shapes of (images, image_size, scale); a batch of 0 is left open."""
+    batch: Any = batch_size or jax_export.symbolic_shape("b")[0]
+    return (
+        jax.ShapeDtypeStruct((batch, *bucket, 3), jnp.uint8),
+        jax.ShapeDtypeStruct((batch, 2), jnp.int32),
+        jax.ShapeDtypeStruct((batch, 2), jnp.float32),
+    )
+
+
+def describe(
+    detector: Detector,
+    folder: epath.Path,
+    files: list[epath.Path],
+    kind: str,
+    outputs: dict[str, str],
+) -> None:
+    """Writes detector.json: what a program needs to know to call the exported files."""
+    config = detector.config
+    inputs = dict(INPUTS) if kind == "stablehlo" else {k: INPUTS[k] for k in list(INPUTS)[:2]}
+    description = {
+        "format": kind,
+        "files": [
+            {"path": file.name, "height": bucket[0], "width": bucket[1]}
+            for file, bucket in zip(files, config.data.buckets, strict=True)
+        ],
+        "batch_size": config.export.batch_size or "any",
+        "platforms": list(config.export.platforms),
+        "inputs": inputs,
+        "outputs": outputs,
+        "class_names": list(detector.class_names),
+        "category_ids": list(detector.category_ids),
+        "resize": {
+            "short_side": config.data.short_side,
+            "max_long_side": config.data.max_long_side,
+            "interpolation": "bilinear without antialiasing (cv2.INTER_LINEAR)",
+        },
+        "anchors": json.loads(json.dumps(vars(config.anchors))),
+        "postprocess": build.postprocess_keywords(config),
+        "versions": run_files.versions(),
+    }
+    run_files.write_json(folder / "detector.json", description)

@@ -1,0 +1,55 @@
+"""A tiny untrained detector in a workdir, for the tests of prediction, export and reports."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from atss_jax import build, run_files
+from atss_jax import config as config_lib
+from atss_jax.checkpoint import Checkpointer
+from configs import coco_json
+
+CLASS_NAMES = ("ring", "box", "dot")
+CATEGORY_IDS = (2, 5, 9)
+
+
+def make_config(**fields) -> config_lib.Config:
+    """The COCO recipe, as small as it gets; `fields` are "group.name" -> value."""
+    config: Any = coco_json.get_config().unlock()
+    values = {
+        "data.short_side": 64, "data.max_long_side": 96, "data.buckets": ((64, 96), (96, 64)),
+        "model.width": 0.125, "model.fpn_channels": 32, "model.head_convs": 1,
+        "eval.batch_size": 2, "eval.max_detections": 20, "eval.pre_nms_top_k": 50,
+        "eval.score_threshold": 0.0, "eval.multiscale": "none",
+        **fields,
+    }  # fmt: skip
+    for name, value in values.items():
+        group, field = name.split(".")
+        config[group][field] = value
+    return config_lib.check_config(config.to_dict())
+
+
+def make_variables(config: config_lib.Config):
+    """Random weights, louder than a fresh network's so that images differ."""
+    model = build.make_model(config, len(CLASS_NAMES))
+    variables = jax.device_get(jax.jit(lambda: build.init_variables(config, model, 3))())
+
+    def louder(path, leaf):
+        rng = np.random.default_rng(len(jax.tree_util.keystr(path)))
+        noise = rng.normal(0, 0.05, leaf.shape).astype(leaf.dtype)
+        return leaf + noise if "head" in jax.tree_util.keystr(path) else leaf
+
+    params = jax.tree_util.tree_map_with_path(louder, variables["params"])
+    return {"params": params, "batch_stats": variables.get("batch_stats", {})}
+
+
+def write_workdir(folder, config: config_lib.Config) -> None:
+    """A run with one checkpoint."""
+    workdir = epath.Path(folder)
+    run_files.claim_workdir(config, workdir, training=True)
+    run_files.write_classes(workdir, CLASS_NAMES, CATEGORY_IDS)
+    checkpointer = Checkpointer(workdir / "checkpoints", keep_last=1, keep_best=0, keep_every=0)
+    checkpointer.save(7, {"step": np.int32(7), **make_variables(config)}, None, wait=True)
+    checkpointer.close()

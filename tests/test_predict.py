@@ -1,0 +1,153 @@
+"""Prediction: images of any size, in batches; files, folders, videos; drawings and tables."""
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+
+from atss_jax import predict
+from atss_jax.data import media
+from atss_jax.inference import Detector
+from tests.small_detector import (
+    CATEGORY_IDS,
+    CLASS_NAMES,
+    make_config,
+    make_variables,
+    write_workdir,
+)
+
+
+def picture(seed: int, height: int, width: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (6, 7, 3), np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_NEAREST)
+
+
+PICTURES = [picture(i, *size) for i, size in enumerate([(90, 130), (130, 90), (64, 96), (50, 150)])]
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    write_workdir(folder, make_config())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def detector(workdir) -> Detector:
+    return Detector.load(workdir, batch_size=2)
+
+
+def test_batches_equal_single_images(detector):
+    single = [detector(image) for image in PICTURES]
+    batched = list(detector.detect(iter(PICTURES)))
+    assert len(batched) == len(PICTURES) and detector.class_names == CLASS_NAMES
+    for image, one, other in zip(PICTURES, single, batched, strict=True):
+        assert 0 < len(one.scores) <= 20 and bool(one.is_valid.all())
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-2)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+        np.testing.assert_array_equal(one.labels, other.labels)
+        assert (np.diff(one.scores) <= 0).all()
+        height, width = image.shape[:2]
+        assert (one.boxes >= 0).all() and (one.boxes <= [width, height] * 2).all()
+        assert one.boxes[:, 2].max() > width * 0.9  # original px, not the network's
+
+
+def test_test_time_augmentation_reaches_prediction():
+    config = make_config(**{"eval.multiscale": "flip"})
+    detector = Detector(config, make_variables(config), CLASS_NAMES, CATEGORY_IDS)
+    image = PICTURES[0]
+    found, mirrored = detector(image), detector(np.ascontiguousarray(image[:, ::-1]))
+    assert len(found.scores) > 20  # both passes, merged
+    # The merged answer does not know left from right.
+    np.testing.assert_allclose(found.scores[:5], mirrored.scores[:5], atol=1e-4)
+    widths = found.boxes[:5, 2] - found.boxes[:5, 0]
+    np.testing.assert_allclose(
+        mirrored.boxes[:5, 0], image.shape[1] - found.boxes[:5, 0] - widths, atol=0.1
+    )
+
+
+def test_bad_arguments(detector, tmp_path):
+    with pytest.raises(ValueError, match="type float32 and shape .*give uint8 RGB"):
+        detector(PICTURES[0].astype(np.float32))
+    with pytest.raises(ValueError, match="needs config=... and class_names=..."):
+        Detector.load(tmp_path / "weights.safetensors")
+    with pytest.raises(FileNotFoundError, match="no image there"):
+        media.find_images(str(tmp_path))
+
+
+def run_predict(workdir, source, output, **fields):
+    values = {"predict.input": str(source), "predict.output": str(output), **fields}
+    return predict.predict_workdir(make_config(**values), predict.epath.Path(workdir))
+
+
+def test_folder(workdir, tmp_path, capsys):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    (folder / "inner").mkdir(parents=True)
+    cv2.imwrite(str(folder / "a.png"), PICTURES[0])
+    cv2.imwrite(str(folder / "inner/b.png"), PICTURES[1])
+    (folder / "broken.jpg").write_bytes(b"not an image")
+    (folder / "notes.txt").write_text("no image either")
+    counts = run_predict(workdir, folder, output, **{"predict.score_threshold": 0.2})
+    assert (counts["images"], counts["unreadable"]) == (2, 1)
+    captured = capsys.readouterr()
+    assert "broken.jpg" in captured.err and "2 images" in captured.out
+    drawn = media.read_image_file(output / "a.png.jpg")
+    assert drawn.shape[0] / drawn.shape[1] == pytest.approx(90 / 130, abs=0.01)
+    assert (output / "inner__b.png.jpg").exists()
+    results = json.loads((output / "detections.json").read_text())
+    with (output / "detections.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(results) == len(rows) == counts["detections"] > 0
+    assert {r["file_name"] for r in results} == {"a.png", "inner/b.png"}
+    assert min(r["score"] for r in results) >= 0.2
+    first, row = results[0], rows[0]
+    assert first["category_id"] == CATEGORY_IDS[CLASS_NAMES.index(row["class"])]
+    np.testing.assert_allclose(first["bbox"][2], float(row["x2"]) - float(row["x1"]))
+
+
+def test_video(workdir, tmp_path):
+    source, output = tmp_path / "in.mp4", tmp_path / "out"
+    with media.VideoWriter(source, 5.0) as writer:
+        for _ in range(7):
+            writer.write(PICTURES[2])
+    counts = run_predict(workdir, source, output, **{"predict.score_threshold": 0.2})
+    assert counts["images"] == 7
+    video = media.Video(output / "in.mp4")
+    frames = list(video)
+    assert len(frames) == 7 and frames[0].shape == PICTURES[2].shape and video.fps == 5
+    assert np.abs(frames[0].astype(int) - PICTURES[2]).mean() > 1  # boxes were drawn
+
+
+def test_awkward_images(detector, shared):
+    """Every file of the collection is answered, or named in an error; EXIF turns are undone."""
+    folder = shared / "data/awkward_images"
+    manifest = json.loads((folder / "manifest.json").read_text())["files"]
+    expected = {entry["name"]: entry for entry in manifest}
+    assert len(expected) == 27
+    num_read = 0
+    for path in media.find_images(str(folder)):
+        if path.name == "decompression_bomb.gif":
+            continue
+        try:
+            image = media.read_image_file(path)
+        except ValueError as error:
+            assert path.name in str(error)
+            continue
+        num_read += 1
+        entry = expected[path.name]
+        turned = (entry.get("orientation") or 1) >= 5
+        size = (entry["width"], entry["height"]) if turned else (entry["height"], entry["width"])
+        assert image.shape[:2] == size, path.name
+    assert num_read >= 20
+    upright = detector(folder / "hopper_orientation_6.jpg")
+    assert len(upright.scores)
+
+
+def test_weights_on_device_once(detector):
+    """The detector's weights are device arrays: calls do not copy them again."""
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(detector.variables))
