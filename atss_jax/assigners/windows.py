@@ -141,15 +141,18 @@ def nearest_locations(
     boxes = at_least_float32(jnp.asarray(boxes))
     levels = _levels(grid, image_size, boxes.dtype)
 
-    def count_before(_, level):
+    def measure(_, level):
         window, distance2 = _window(grid, level, boxes, num_nearest)
-        distance2 = jnp.where(window.exists, distance2, jnp.inf)
         cell = (window.row << 16) | window.column  # rises row by row
+        return None, (jnp.where(window.exists, distance2, jnp.inf), cell)
+
+    def count_before(_, inputs):
+        distance2, cell = inputs
         place = jnp.zeros(cell.shape, jnp.int32)
         for other, other_cell in zip(distance2, cell, strict=True):
             is_before = (other < distance2) | ((other == distance2) & (other_cell < cell))
             place = place + is_before
-        return None, (jnp.where(window.exists, place, num_nearest), cell)
+        return None, (jnp.where(distance2 < jnp.inf, place, num_nearest), cell)
 
     def put_in_order(_, inputs):
         place, cell = inputs
@@ -159,10 +162,12 @@ def nearest_locations(
             ordered = jnp.where(is_here, slot_cell, ordered)
         return None, ordered
 
-    # Two scans, not one function of [L, S, G]: XLA would otherwise fuse the comparisons into each
-    # of their uses and compute them again and again (on CPU: five times the time).
-    _, place_and_cell = lax.scan(count_before, None, levels)
-    _, ordered = lax.scan(put_in_order, None, place_and_cell)
+    # NOTE: three scans, not one function of [L, S, G]. What a scan returns is stored, while XLA may
+    # compute a fused value anew for each use: rounded differently (with or without a fused
+    # multiply-add), so that a location comes before itself, and at five times the cost.
+    _, measured = lax.scan(measure, None, levels)
+    _, placed = lax.scan(count_before, None, measured)
+    _, ordered = lax.scan(put_in_order, None, placed)
     return Locations(row=ordered >> 16, column=ordered & 0xFFFF, exists=ordered >= 0)
 
 
@@ -199,14 +204,21 @@ def location_ious(
       boxes: xyxy px.
     """
     sizes = np.stack([grid.cell_sizes(level) for level in range(grid.num_levels)])  # [L, a, 2]
-    half = jnp.array(sizes / 2, boxes.dtype)[:, None, :, :, None]  # [L, 1, a, 2, 1]
-    area = jnp.array(sizes.prod(axis=-1), boxes.dtype)[:, None, :, None]  # [L, 1, a, 1]
+    half = jnp.array(sizes / 2, boxes.dtype)[..., None]  # [L, a, 2, 1]
+    area = jnp.array(sizes.prod(axis=-1), boxes.dtype)[..., None]  # [L, a, 1]
     x1, y1, x2, y2 = boxes.T
-    x, y = x[:, :, None], y[:, :, None]  # [L, S, 1, G]
-    width = jnp.minimum(x + half[:, :, :, 0], x2) - jnp.maximum(x - half[:, :, :, 0], x1)
-    height = jnp.minimum(y + half[:, :, :, 1], y2) - jnp.maximum(y - half[:, :, :, 1], y1)
-    intersection = jnp.maximum(width, 0) * jnp.maximum(height, 0)  # [L, S, a, G]
-    return intersection / (area + (x2 - x1) * (y2 - y1) - intersection)
+
+    def level_ious(_, inputs):
+        half, area, x, y = inputs
+        half_width, half_height = half[:, 0], half[:, 1]  # [a, 1]
+        x, y = x[:, None], y[:, None]  # [S, 1, G]
+        width = jnp.minimum(x + half_width, x2) - jnp.maximum(x - half_width, x1)
+        height = jnp.minimum(y + half_height, y2) - jnp.maximum(y - half_height, y1)
+        shared = jnp.maximum(width, 0) * jnp.maximum(height, 0)  # [S, a, G]
+        return None, shared / (area + (x2 - x1) * (y2 - y1) - shared)
+
+    # A scan: each IoU is rounded once (see `nearest_locations`), as conflicts ask for equality.
+    return lax.scan(level_ious, None, (half, area, x, y))[1]
 
 
 def nearest_edge(
