@@ -48,6 +48,7 @@ EDGES = {
     "visualize",
     "compiled",
     "multiscale",
+    "error_analysis",
 }
 """Modules at the border to other libraries: ranks 1-2 and their own folder only."""
 
