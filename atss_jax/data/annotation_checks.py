@@ -131,7 +131,7 @@ def _box_problem(box: Any, size: tuple[int, int]) -> tuple[str, str] | None:
     return None
 
 
-def _has_extent(start: float, length: float, limit: int) -> bool:
+def _has_extent(start: int | float, length: int | float, limit: int) -> bool:
     """Whether [start, start + length] keeps a float32 extent when clipped to [0, limit]."""
     return bool(np.float32(max(start, 0)) < np.float32(min(start + length, limit)))
 

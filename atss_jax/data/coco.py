@@ -94,6 +94,8 @@ def load_coco(
         )
     if not epath.Path(images).is_dir():
         raise FileNotFoundError(f"image folder {images!r} does not exist. Check the path.")
+    if not content["images"]:
+        raise ValueError(f"{annotations}: no image is listed. Check that it is the right file.")
     health = Health(num_images=len(content["images"]), num_annotations=len(content["annotations"]))
     listed = _read_images(content["images"], health)
     decode_all = on_error == "skip" or len(listed) <= FULL_DECODE_LIMIT
@@ -109,7 +111,7 @@ def load_coco(
     )
     health.settle(annotations, on_error, max_bad_fraction)
     if not kept:
-        raise ValueError(f"{annotations}: no image. Check that it is the right file.")
+        raise ValueError(f"{annotations}: no image is left ({health.summary()}).")
     dataset = DetectionDataset(
         name=name,
         image_ids=np.array([image.id for image in kept], np.int64),

@@ -5,8 +5,9 @@ image id, so the same images give the same batches from every source. Pickles in
 """
 
 import dataclasses
+import operator
 from collections import Counter
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -181,21 +182,25 @@ class DetectionDataset:
         """Training boxes of each record."""
         return np.diff(self._offsets)
 
-    def boxes(self, index: int) -> Float[np.ndarray, "n 4"]:
+    def boxes(self, index: SupportsIndex) -> Float[np.ndarray, "n 4"]:
         """Training boxes of a record: xyxy px in the original, clipped to it; no crowds."""
-        return self._boxes[self._offsets[index] : self._offsets[index + 1]]
+        return self._boxes[self._span(index)]
 
-    def labels(self, index: int) -> Int[np.ndarray, " n"]:
+    def labels(self, index: SupportsIndex) -> Int[np.ndarray, " n"]:
         """Dense labels of `boxes`."""
-        return self._labels[self._offsets[index] : self._offsets[index + 1]]
+        return self._labels[self._span(index)]
 
-    def image_bytes(self, index: int) -> bytes:
+    def _span(self, index: SupportsIndex) -> slice:
+        first = operator.index(index)
+        return slice(self._offsets[first], self._offsets[first + 1])
+
+    def image_bytes(self, index: SupportsIndex) -> bytes:
         """The encoded image of a record."""
-        return self.source.read(index)
+        return self.source.read(operator.index(index))
 
-    def file_name(self, index: int) -> str:
+    def file_name(self, index: SupportsIndex) -> str:
         """Its file name, for messages."""
-        return self.source.file_name(index)
+        return self.source.file_name(operator.index(index))
 
     def coco_ground_truth(self) -> dict[str, Any]:
         """All annotations in COCO's format, for pycocotools.

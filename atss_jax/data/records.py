@@ -280,7 +280,7 @@ def _read_columns(builder: Any, split: str) -> dict[str, np.ndarray]:
     }
 
 
-def _own_objects(objects: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _own_objects(objects: dict[str, Any]) -> dict[str, np.ndarray]:
     return {
         "id": np.asarray(objects["id"], np.int64),
         "category_id": np.asarray(objects["category_id"], np.int64),
@@ -290,7 +290,7 @@ def _own_objects(objects: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def _stock_objects(objects: dict[str, np.ndarray], size: tuple[int, int]) -> dict[str, np.ndarray]:
+def _stock_objects(objects: dict[str, Any], size: tuple[int, int]) -> dict[str, np.ndarray]:
     """COCO's annotations from relative yxyx boxes and dense labels; areas are whole px^2 there."""
     relative = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)
     yxyx = np.round(relative * np.tile(size, 2), COCO_BOX_DECIMALS)

@@ -114,8 +114,8 @@ def _draw(rng: np.random.Generator, image: np.ndarray, label: int, box: np.ndarr
 def _coverage(name: str, box: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Share of each pixel that the outline covers, 0..255, drawn without steps."""
     mask = np.zeros(shape, np.uint8)
-    # OpenCV's pixel centres lie at integers, ours at halves
-    x1, y1, x2, y2 = box - 0.5
+    # OpenCV's pixel centres lie at integers, ours at halves; it paints half a pixel too far
+    x1, y1, x2, y2 = box - 0.5 + np.array([0.5, 0.5, -0.5, -0.5])
     cx, cy, rx, ry = (x1 + x2) / 2, (y1 + y2) / 2, (x2 - x1) / 2, (y2 - y1) / 2
     angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)

@@ -4,12 +4,18 @@
 first use, and opens it.
 """
 
+import hashlib
 import io
+import os
+import re
+from collections.abc import Callable
 from typing import Any
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 
 from atss_jax.data import synthetic
 from atss_jax.data.dataset import DetectionDataset
@@ -122,3 +128,134 @@ def _build(name: str, data_dir: str) -> str:
     builder = BUILDERS[name](data_dir=data_dir, file_format="array_record")
     builder.download_and_prepare()
     return str(builder.data_path)
+
+
+def prepare_records(
+    dataset: DetectionDataset,
+    data_dir: str,
+    name: str,
+    split: str,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> str:
+    """Writes a data set as ArrayRecord files that `load_tfds` and `tensorflow_datasets` read.
+
+    Called again after an interruption it goes on with the first file that is not complete.
+
+    Args:
+      dataset: what to write; it has been checked when it was read.
+      data_dir: folder for prepared sets.
+      name: of the set: small letters, digits and underscores.
+      split: of the set; other splits already there stay.
+      shard_bytes: about the size of a file.
+      progress: told (images done, images in all).
+
+    Returns:
+      The folder of the set.
+
+    Raises:
+      ValueError: an unusable name; other data under the same name and split.
+    """
+    for what, value in (("name", name), ("split", split)):
+        if not re.fullmatch("[a-z][a-z0-9_]*", value):
+            raise ValueError(f"{what}={value!r}: use small letters, digits and underscores.")
+    folder = epath.Path(data_dir) / name / RECORDS_VERSION
+    folder.mkdir(parents=True, exist_ok=True)
+    _claim_split(dataset, folder, split, shard_bytes)
+    total = dataset.num_records
+    sizes = [len(dataset.image_bytes(n)) for n in range(min(total, 100))]
+    num_shards = max(1, min(total, round(float(np.mean(sizes)) * total / shard_bytes)))
+    bounds = np.linspace(0, total, num_shards + 1).astype(int).tolist()
+    features = record_features()
+    for shard, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        path = folder / f"{name}-{split}.array_record-{shard:05d}-of-{num_shards:05d}"
+        if not path.exists():
+            part = path.with_name("unfinished-" + path.name)
+            writer = ArrayRecordWriter(os.fspath(part), "group_size:1")
+            for n in range(first, last):
+                writer.write(features.serialize_example(_record(dataset, n)))
+                progress(n + 1, total)
+            writer.close()
+            part.rename(path)
+        progress(last, total)
+    lengths = np.diff(bounds).tolist()
+    _write_metadata(dataset, folder, name, split, lengths)
+    for old in folder.glob(f"columns-{split}.*"):
+        old.unlink()
+    return os.fspath(folder)
+
+
+def _claim_split(
+    dataset: DetectionDataset, folder: epath.Path, split: str, shard_bytes: int
+) -> None:
+    """Refuses to go on with files that were begun from other data."""
+    digest = hashlib.sha256(repr((shard_bytes, dataset.class_names)).encode())
+    for column in (dataset.image_ids, dataset.sizes, *dataset.annotations):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    path = folder / f"source-{split}.sha256"
+    if path.exists() and path.read_text() != digest.hexdigest():
+        raise ValueError(
+            f"{folder} holds split {split!r} of other data. Delete its files there, or use another "
+            "name."
+        )
+    path.write_text(digest.hexdigest())
+
+
+def _record(dataset: DetectionDataset, index: int) -> dict[str, Any]:
+    """One image with all its annotations, for `record_features`."""
+    a = dataset.annotations
+    first, last = np.searchsorted(a.record, [index, index + 1])
+    rows = slice(first, last)
+    return {
+        "image": io.BytesIO(dataset.image_bytes(index)),
+        "image/id": int(dataset.image_ids[index]),
+        "image/filename": dataset.file_name(index),
+        "objects": {
+            "id": a.id[rows],
+            "category_id": a.category_id[rows],
+            "bbox_xywh": a.xywh[rows],
+            "area": a.area[rows],
+            "is_crowd": a.is_crowd[rows].astype(np.int64),
+        },
+    }
+
+
+def _write_metadata(
+    dataset: DetectionDataset, folder: epath.Path, name: str, split: str, lengths: list[int]
+) -> None:
+    """dataset_info.json and its companions, over all splits that are complete there."""
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name=name, filetype_suffix="array_record"
+    )
+    complete: dict[str, list[int]] = {}
+    if (folder / "dataset_info.json").exists():
+        info = tfds.builder_from_directory(os.fspath(folder)).info
+        if tuple(info.metadata["class_names"]) != dataset.class_names:
+            raise ValueError(
+                f"{folder} holds splits with other classes, {info.metadata['class_names']}, than "
+                f"{dataset.class_names}. Use another name."
+            )
+        complete = {n: list(s.shard_lengths) for n, s in info.splits.items()}
+    complete[split] = lengths
+    splits = [
+        tfds.core.SplitInfo(
+            name=n,
+            shard_lengths=shards,
+            num_bytes=0,
+            filename_template=template.replace(split=n),
+        )
+        for n, shards in sorted(complete.items())
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=record_features(),
+        split_infos=splits,
+        version=RECORDS_VERSION,
+        filename_template=template,
+        check_data=False,
+        description="A COCO-format set, prepared by scripts/prepare_coco.py.",
+        metadata=tfds.core.MetadataDict(
+            class_names=list(dataset.class_names), category_ids=list(dataset.category_ids)
+        ),
+    )

@@ -1,0 +1,228 @@
+"""ArrayRecord sets equal the JSON they came from; the stock layout; `shapes`; interruptions."""
+
+import io
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from atss_jax.data import loader, synthetic, tfds_builders
+from atss_jax.data.batch_plan import BatchPlan
+from atss_jax.data.coco import load_coco
+from atss_jax.data.dataset import DetectionDataset
+from atss_jax.data.records import COCO_CATEGORY_IDS, find_builder_dir
+from atss_jax.data.tfds_builders import load_tfds, prepare_records
+
+BUCKETS = ((160, 224), (160, 256), (224, 160), (256, 160), (160, 320), (320, 160))
+
+
+class Coco(tfds.core.GeneratorBasedBuilder):
+    """Records laid out as the stock `coco/2017` builder does, from a local JSON."""
+
+    VERSION = tfds.core.Version("1.1.0")
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name="2017")]
+    source: dict[str, tuple[Path, Path]] = {}
+
+    def _info(self):
+        objects = tfds.features.Sequence(
+            {
+                "id": np.int64,
+                "area": np.int64,
+                "bbox": tfds.features.BBoxFeature(),
+                "label": tfds.features.ClassLabel(num_classes=80),
+                "is_crowd": np.bool_,
+            }
+        )
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(encoding_format="jpeg"),
+                    "image/filename": tfds.features.Text(),
+                    "image/id": np.int64,
+                    "objects": objects,
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        return {split: self._generate_examples(split) for split in self.source}
+
+    def _generate_examples(self, split: str = "train"):
+        path, folder = self.source[split]
+        content = json.loads(path.read_text())
+        categories = content["categories"]
+        self.info.features["objects"]["label"].names = [c["name"] for c in categories]
+        label_of = {c["id"]: n for n, c in enumerate(categories)}
+        for image in content["images"]:
+            h, w = image["height"], image["width"]
+            found = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+            boxes = [a["bbox"] for a in found]
+            yield (
+                image["id"],
+                {
+                    "image": io.BytesIO((folder / image["file_name"]).read_bytes()),
+                    "image/filename": image["file_name"],
+                    "image/id": image["id"],
+                    "objects": [
+                        {
+                            "id": a["id"],
+                            "area": a["area"],
+                            "bbox": tfds.features.BBox(
+                                ymin=y / h, xmin=x / w, ymax=(y + bh) / h, xmax=(x + bw) / w
+                            ),
+                            "label": label_of[a["category_id"]],
+                            "is_crowd": bool(a["iscrowd"]),
+                        }
+                        for a, (x, y, bw, bh) in zip(found, boxes, strict=True)
+                    ],
+                },
+            )
+
+
+@pytest.fixture(scope="module")
+def sample(shared) -> tuple[Path, Path]:
+    base = shared / "data" / "coco_sample"
+    return base / "annotations" / "instances_train2017.json", base / "images" / "train2017"
+
+
+@pytest.fixture(scope="module")
+def from_json(sample) -> DetectionDataset:
+    return load_coco(str(sample[0]), str(sample[1]), name="coco")
+
+
+def batches_of(dataset: DetectionDataset) -> list[Any]:
+    plan = BatchPlan(
+        dataset.sizes,
+        buckets=BUCKETS,
+        global_batch=4,
+        seed=1,
+        short_sides=(120, 144),
+        max_long_side=320,
+        scale_crop=(0.8, 1.25),
+    )
+    return [loader.batch_at(dataset, plan, step) for step in range(26)]
+
+
+def assert_same_batches(first: DetectionDataset, second: DetectionDataset) -> None:
+    """Byte for byte."""
+    for one, other in zip(batches_of(first), batches_of(second), strict=True):
+        for a, b in zip(
+            (*one.ground_truth, one.image, one.image_size, one.record_index, one.scale),
+            (*other.ground_truth, other.image, other.image_size, other.record_index, other.scale),
+            strict=True,
+        ):
+            assert a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def test_own_records_equal_the_json(from_json, tmp_path):
+    prepare_records(from_json, str(tmp_path), "mine", "train", shard_bytes=2**21)
+    records = load_tfds("mine", "train", str(tmp_path))
+    assert len(list(tmp_path.glob("mine/1.0.0/*.array_record-*"))) > 1
+    assert records.coco_ground_truth() == from_json.coco_ground_truth()
+    np.testing.assert_array_equal(records.image_ids, from_json.image_ids)
+    assert_same_batches(records, from_json)
+    assert_same_batches(pickle.loads(pickle.dumps(records)), from_json)
+
+
+def test_stock_coco_equals_the_json(sample, from_json, tmp_path):
+    Coco.source = {"train": sample}
+    Coco(config="2017", data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    records = load_tfds("coco/2017", "train", str(tmp_path))
+    assert records.category_ids == COCO_CATEGORY_IDS == from_json.category_ids
+    assert records.class_names == from_json.class_names
+    assert_same_batches(records, from_json)
+    truth, expected = records.coco_ground_truth(), from_json.coco_ground_truth()
+    for found, original in zip(truth["annotations"], expected["annotations"], strict=True):
+        area = original.pop("area")
+        assert found.pop("area") == int(area)  # the stock layout keeps whole px^2
+        np.testing.assert_allclose(found.pop("bbox"), original.pop("bbox"), atol=1e-9)
+        assert found == original
+
+
+def test_preparing_goes_on_after_an_interruption(from_json, tmp_path):
+    class Interrupted(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        if done == 30:
+            raise Interrupted
+
+    arguments = (from_json, str(tmp_path), "mine", "train")
+    with pytest.raises(Interrupted):
+        prepare_records(*arguments, shard_bytes=2**20, progress=stop)
+    assert find_builder_dir("mine", str(tmp_path)) is None  # unfinished sets are not found
+    finished = {p.name: p.stat().st_mtime_ns for p in tmp_path.glob("mine/1.0.0/mine-*")}
+    assert finished
+    steps: list[int] = []
+    folder = Path(
+        prepare_records(*arguments, shard_bytes=2**20, progress=lambda d, _: steps.append(d))
+    )
+    assert len(steps) < 50 and steps[-1] == 50
+    for name, written in finished.items():
+        assert (folder / name).stat().st_mtime_ns == written
+    assert_same_batches(load_tfds("mine", "train", str(tmp_path)), from_json)
+
+
+def test_refusals(from_json, tmp_path):
+    with pytest.raises(ValueError, match="name='My set'"):
+        prepare_records(from_json, str(tmp_path), "My set", "train")
+    prepare_records(from_json, str(tmp_path), "mine", "train")
+    with pytest.raises(ValueError, match="of other data"):
+        prepare_records(from_json, str(tmp_path), "mine", "train", shard_bytes=2**20)
+    with pytest.raises(ValueError, match="no split 'test'; there are train"):
+        load_tfds("mine", "test", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no prepared set 'other'"):
+        load_tfds("other", "train", str(tmp_path))
+    assert load_tfds("mine", "train[:10]", str(tmp_path)).num_records == 10
+
+
+def test_shapes(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "SPLIT_SIZES", {"train": 12, "validation": 5})
+    train = load_tfds("shapes", "train", str(tmp_path))
+    assert train.num_records == 12 and train.class_names == synthetic.CLASS_NAMES
+    assert train.category_ids == (1, 2, 3, 4, 5, 6)
+    for n in range(12):
+        scene = synthetic.make_scene("train", n)
+        assert train.image_ids[n] == n + 1
+        assert train.sizes[n].tolist() == list(scene.image.shape[:2])
+        np.testing.assert_allclose(train.boxes(n), scene.boxes, rtol=1e-6, atol=1e-4)
+        assert train.labels(n).tolist() == scene.labels.tolist()
+    monkeypatch.setattr(tfds_builders, "_build", None)  # the second time nothing is built
+    assert load_tfds("shapes", "validation", str(tmp_path)).num_records == 5
+
+
+def test_scenes_are_fixed_and_separable():
+    scenes = [synthetic.make_scene("train", n) for n in range(150)]
+    again = synthetic.make_scene("train", 7)
+    np.testing.assert_array_equal(again.image, scenes[7].image)
+    other = synthetic.make_scene("validation", 7)
+    assert other.image.shape != again.image.shape or (other.image != again.image).any()
+    counts = np.array([len(s.labels) for s in scenes])
+    assert 0 < (counts == 0).sum() < 30 and counts.max() >= 5
+    labels = np.concatenate([s.labels for s in scenes])
+    assert np.bincount(labels, minlength=6).min() > 40
+    for scene in scenes:
+        height, width = scene.image.shape[:2]
+        assert height != width
+        assert (scene.boxes >= 0).all() and (scene.boxes <= [width, height] * 2).all()
+    sides = np.concatenate([s.boxes[:, 2:] - s.boxes[:, :2] for s in scenes])
+    assert sides.min() < 13 and sides.max() > 90
+
+
+@pytest.mark.parametrize("label", range(6))
+def test_drawn_objects_fill_their_boxes(label):
+    image = np.full((64, 80, 3), 10, np.float32)
+    box = np.array([12.25, 9.5, 51.75, 50.0])
+    rng = np.random.default_rng(label)
+    synthetic._draw(rng, image, label, box)
+    changed = np.abs(image - 10).max(axis=-1)
+    strength = changed / changed.max()
+    rows, columns = strength.max(axis=1), strength.max(axis=0)
+    inside = np.flatnonzero(columns > 0.5), np.flatnonzero(rows > 0.5)
+    measured = [inside[0][0], inside[1][0], inside[0][-1] + 1, inside[1][-1] + 1]
+    np.testing.assert_allclose(measured, box, atol=1.1)
