@@ -37,7 +37,7 @@ class ClassCurves(NamedTuple):
 def detections_to_coco(
     detections: Detections,
     record_index: np.ndarray,
-    image_ids: Sequence[int],
+    image_ids: Sequence[int] | np.ndarray,
     category_ids: Sequence[int],
 ) -> list[dict[str, Any]]:
     """Detections of a batch as a COCO result list, xywh px.

@@ -72,6 +72,8 @@ class StepLog:
             f"programs: {len(costs)}, compiled in {sum(c.compile_seconds for c in costs):.1f} s; "
             f"{self._flops:.3g} FLOP a step; {memory / 2**20:.0f} MiB a device",
         ]
+        if int(state.step):
+            lines.append(f"going on from the checkpoint of step {int(state.step)}")
         for line in lines:
             self._progress.note(line)
 

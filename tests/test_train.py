@@ -1,0 +1,234 @@
+"""Whole runs of the tiny recipe: files, resume, refusals, kills, several processes."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from jax.sharding import AxisType
+
+from atss_jax import parallel, train, validation
+from atss_jax.metric_writer import read_rows
+from tests import tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("coco")
+    tiny.make_coco(path)
+    tiny.make_coco(path, 6, "val")
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """In this process, runs use one of the simulated devices: they compile several times faster."""
+    with pytest.MonkeyPatch.context() as patch:
+        mesh = jax.make_mesh(
+            (1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
+        )
+        patch.setattr(parallel, "make_mesh", lambda: mesh)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    """(config, workdir, result) of an uninterrupted run."""
+    config = tiny.make_config(folder, optim__ema_decay=0.9)
+    workdir = epath.Path(tmp_path_factory.mktemp("runs") / "whole")
+    return config, workdir, train.train(config, workdir, with_evaluation=True)
+
+
+def states(workdir):
+    """The arrays of the newest checkpoint, by its step."""
+    import orbax.checkpoint as ocp
+
+    steps = [int(p.name) for p in (Path(workdir) / "checkpoints").iterdir() if p.name.isdigit()]
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.restore(Path(workdir) / "checkpoints" / str(max(steps)) / "default")
+    return max(steps), jax.tree.leaves(tree)
+
+
+def test_workdir_holds_what_the_readme_says(finished):
+    config, workdir, result = finished
+    assert json.loads((workdir / "result.json").read_text()) == result
+    assert set(result) >= {"metrics", "steps", "wall_seconds", "images_per_s", "device_kind"}
+    assert result["steps"] == 6 and 0 <= result["metrics"]["AP"] <= 1
+    assert result["versions"]["jax"] == jax.__version__
+    rows = read_rows(workdir / "metrics.jsonl")
+    assert [r["step"] for r in rows if "loss" in r] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in rows if "eval/AP" in r] == [6]
+    pictures = sorted(p.name for p in (workdir / "pictures").iterdir())
+    assert pictures == ["curves.png", "detections_0.jpg", "detections_1.jpg", "positives_0.jpg"]
+    assert isinstance(json.loads((workdir / "detections.json").read_text()), list)
+
+
+def test_eval_mode_gives_the_same_numbers(finished):
+    config, workdir, result = finished
+    outcome = validation.evaluate_workdir(config, workdir)
+    assert outcome.metrics == result["metrics"]
+
+
+def test_another_recipe_is_refused_and_shown(finished, folder):
+    _, workdir, _ = finished
+    other = tiny.make_config(folder, optim__ema_decay=0.9, optim__learning_rate=0.5)
+    with pytest.raises(ValueError, match=r"config.optim.learning_rate: 0.02 -> 0.5"):
+        train.train(other, workdir, with_evaluation=False)
+
+
+def test_finished_run_has_nothing_to_do(finished):
+    config, workdir, result = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    again = train.train(config, workdir, with_evaluation=True)
+    assert again["metrics"] == result["metrics"]
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_resume_equals_the_uninterrupted_run(finished, monkeypatch, tmp_path):
+    """Stopped after three steps, in the middle of a save interval, and started again."""
+    config, whole, _ = finished
+    workdir = epath.Path(tmp_path / "stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Loop, "_told_to_stop", lambda self, step: step == 3)
+        with pytest.raises(train.Preempted, match="step 3"):
+            train.train(config, workdir, with_evaluation=True)
+    train.train(config, workdir, with_evaluation=True)
+    assert (workdir / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    (step, expected), (got_step, got) = states(whole), states(workdir)
+    assert step == got_step == 6
+    for a, b in zip(expected, got, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_damaged_checkpoint_falls_back_and_ends_the_same(finished, tmp_path, caplog):
+    config, whole, _ = finished
+    workdir = epath.Path(tmp_path / "damaged")
+    train.train(config, workdir, with_evaluation=False)
+    newest = Path(workdir) / "checkpoints" / "6" / "default"
+    for file in newest.rglob("*"):
+        if file.is_file() and "d" in file.parts[-2:]:
+            file.write_bytes(b"damaged")
+    train.train(config, workdir, with_evaluation=True)
+    assert "checkpoint 6 is damaged" in caplog.text
+    for a, b in zip(states(whole)[1], states(workdir)[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def start(folder, workdir, *extra, devices=1, stderr=subprocess.PIPE):
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "atss_jax.main", f"--workdir={workdir}", "--mode=train"]
+        + [*tiny.flags(folder), *extra],
+        cwd=ROOT,
+        env=environment,
+        stderr=stderr,
+        text=True,
+    )
+
+
+def wait_for_line(process, pattern):
+    for line in process.stderr:
+        if re.search(pattern, line):
+            return line
+    raise AssertionError(f"{pattern} never appeared; exit code {process.wait()}")
+
+
+def test_sigterm_saves_and_sigkill_loses_little(folder, tmp_path):
+    """SIGTERM exits with its code within seconds; SIGKILL goes on from a whole checkpoint."""
+    many = ["--config.optim.num_steps=100000", "--config.run.checkpoint_every=10"]
+    workdir = tmp_path / "run"
+    process = start(folder, workdir, *many)
+    wait_for_line(process, r"^step 20/")
+    begin = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == train.PREEMPTED_EXIT_CODE, errors
+    assert time.monotonic() - begin < 20
+    saved = int(re.search(r"saved at step (\d+)", errors)[1])
+    process = start(folder, workdir, *many)
+    wait_for_line(process, f"going on from the checkpoint of step {saved}")
+    wait_for_line(process, r"^step \d+/")
+    process.kill()
+    process.communicate()
+    rows = read_rows(workdir / "metrics.jsonl")
+    process = start(folder, workdir, *many)
+    line = wait_for_line(process, "going on from the checkpoint of step")
+    assert int(re.search(r"\d+", line)[0]) >= saved
+    wait_for_line(process, r"^step \d+/")
+    process.kill()
+    process.communicate()
+    steps = [row["step"] for row in read_rows(workdir / "metrics.jsonl")]
+    assert steps == list(range(1, len(steps) + 1)) and len(rows) > 20
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def start_two(folder, workdir, *extra, devices):
+    port = free_port()
+    return [
+        start(
+            folder,
+            workdir,
+            "--config.run.distributed=address",
+            f"--config.run.coordinator=localhost:{port}",
+            "--config.run.num_processes=2",
+            f"--config.run.process_id={index}",
+            *extra,
+            devices=devices,
+        )
+        for index in range(2)
+    ]
+
+
+def test_two_processes_of_four_devices_are_one_of_eight(folder, tmp_path):
+    pair = start_two(folder, tmp_path / "two", devices=4)
+    for process in pair:
+        errors = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, errors[-3000:]
+    one = start(folder, tmp_path / "one", devices=8)
+    errors = one.communicate(timeout=300)[1]
+    assert one.returncode == 0, errors[-3000:]
+    rows = [read_rows(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
+    assert len(rows[0]) == len(rows[1]) == 6
+    for a, b in zip(*rows, strict=True):
+        assert a["num_positives"] == b["num_positives"]
+        for name in ("loss", "loss_cls", "loss_box", "loss_centerness"):
+            np.testing.assert_allclose(b[name], a[name], rtol=1e-5)
+
+
+def test_dead_peer_ends_the_other_and_a_restart_goes_on(folder, tmp_path):
+    many = ["--config.optim.num_steps=100000", "--config.run.checkpoint_every=10"]
+    pair = start_two(folder, tmp_path / "run", *many, devices=1)
+    wait_for_line(pair[0], r"^step 20/")
+    pair[1].kill()
+    pair[1].communicate()
+    begin = time.monotonic()
+    pair[0].communicate(timeout=120)
+    assert pair[0].returncode != 0 and time.monotonic() - begin < 120
+    pair = start_two(folder, tmp_path / "run", *many, devices=1)
+    line = wait_for_line(pair[0], "going on from the checkpoint of step")
+    assert int(re.search(r"\d+", line)[0]) >= 10
+    for process in pair:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,140 @@
+"""One step: the same on one and on many devices, whole or in parts; nothing bad gets in."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from atss_jax import build, parallel, setup, train_step
+from atss_jax.data import loader
+from tests import tiny
+
+NUM_STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("coco")
+    tiny.make_coco(path)
+    tiny.make_coco(path, 6, "val")
+    return path
+
+
+def mesh_of(count):
+    return jax.make_mesh(
+        (count,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]
+    )
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """Runs the tiny recipe's first steps: (number of devices, fsdp, changes) -> metrics, state."""
+    done = {}
+
+    def steps(devices, *, fsdp=False, corrupt=None, **changes):
+        key = (devices, fsdp, corrupt, tuple(changes.items()))
+        if key in done:
+            return done[key]
+        config = tiny.make_config(folder, **changes)
+        parts = setup.set_up(config)
+        mesh = mesh_of(devices)
+        state = train_step.init_state(
+            parts.settings,
+            jax.jit(lambda: build.init_variables(config, parts.settings.model, 0))(),
+        )
+        shardings = parallel.state_shardings(state, mesh, fsdp=fsdp)
+        state = jax.device_put(state, shardings)
+        step = train_step.make_train_step(parts.settings, mesh, shardings)
+        metrics = []
+        for number in range(NUM_STEPS):
+            batch = loader.batch_at(parts.train_set, parts.plan, number, max_boxes=16)
+            if corrupt is not None and number == 1:
+                batch = corrupt(batch)
+            before = jax.device_get(state.params) if number == 1 else None
+            state, out = step(state, parallel.shard_batch(batch, mesh))
+            metrics.append(jax.device_get(out))
+            if before is not None:
+                changed = jax.tree.map(
+                    lambda a, b: not np.array_equal(a, b), before, jax.device_get(state.params)
+                )
+                metrics[-1] = (metrics[-1], any(jax.tree.leaves(changed)))
+        second, changed = metrics[1]
+        metrics[1] = second
+        done[key] = metrics, jax.device_get(state), changed
+        return done[key]
+
+    return steps
+
+
+def losses(metrics):
+    return np.array([[m.loss, m.loss_cls, m.loss_box, m.loss_centerness] for m in metrics])
+
+
+@pytest.mark.parametrize(
+    "devices, fsdp", [(4, False), pytest.param(8, True, marks=pytest.mark.slow)]
+)
+def test_number_of_devices_does_not_matter(run, devices, fsdp):
+    one, state_one, _ = run(1)
+    many, state_many, _ = run(devices, fsdp=fsdp)
+    np.testing.assert_allclose(losses(many), losses(one), rtol=1e-5)
+    assert [m.num_positives for m in many] == [m.num_positives for m in one]
+    for a, b in zip(
+        jax.tree.leaves(state_one.params), jax.tree.leaves(state_many.params), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_accumulation_is_the_whole_batch(run):
+    """Group norm, so that the statistics do not depend on the micro-batch."""
+    whole, state_whole, _ = run(1, model__backbone_norm="group_norm")
+    parts, state_parts, _ = run(1, model__backbone_norm="group_norm", optim__accumulate=4)
+    np.testing.assert_allclose(losses(parts), losses(whole), rtol=1e-5)
+    for a, b in zip(
+        jax.tree.leaves(state_whole.params), jax.tree.leaves(state_parts.params), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def nan_boxes(batch):
+    boxes = batch.ground_truth.boxes.copy()
+    boxes[0, 0] = np.nan
+    return batch._replace(ground_truth=batch.ground_truth._replace(boxes=boxes))
+
+
+def infinite_scale_boxes(batch):
+    boxes = batch.ground_truth.boxes.copy()
+    boxes[:, :, 2:] = np.inf
+    return batch._replace(ground_truth=batch.ground_truth._replace(boxes=boxes))
+
+
+@pytest.mark.parametrize("corrupt", [nan_boxes, infinite_scale_boxes])
+def test_bad_boxes_never_reach_the_parameters(run, corrupt):
+    metrics, state, _ = run(1, corrupt=corrupt)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    assert metrics[2].is_finite and np.isfinite(metrics[2].loss)
+
+
+def test_nan_weights_skip_the_update_and_keep_everything(folder):
+    """A non-finite gradient leaves parameters, optimizer and statistics as they were."""
+    config = tiny.make_config(folder)
+    parts = setup.set_up(config)
+    variables = jax.jit(lambda: build.init_variables(config, parts.settings.model, 0))()
+    state = train_step.init_state(parts.settings, variables)
+    metrics_like = train_step.Losses(*(jnp.array(v) for v in (np.nan, 1.0, 1.0, 1.0, 3.0)))
+    ones = jax.tree.map(jnp.ones_like, state.params)
+    new, metrics = train_step._update(
+        parts.settings, state, ones, metrics_like, state.batch_stats, jnp.array(3.0)
+    )
+    assert not metrics.is_finite and int(new.step) == 1
+    for a, b in zip(jax.tree.leaves(new[1:]), jax.tree.leaves(state[1:]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    bad = jax.tree.map(lambda g: g.at[(0,) * g.ndim].set(jnp.inf), ones)
+    fine = metrics_like._replace(total=jnp.array(1.0))
+    new, metrics = train_step._update(
+        parts.settings, state, bad, fine, state.batch_stats, jnp.array(3.0)
+    )
+    assert not metrics.is_finite
+    for a, b in zip(jax.tree.leaves(new.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_array_equal(a, b)
