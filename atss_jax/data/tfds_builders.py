@@ -170,7 +170,9 @@ def prepare_records(
     features = record_features()
     for shard, (first, last) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
         path = folder / f"{name}-{split}.array_record-{shard:05d}-of-{num_shards:05d}"
-        if not path.exists():
+        if path.exists():
+            progress(last, total)
+        else:
             part = path.with_name("unfinished-" + path.name)
             writer = ArrayRecordWriter(os.fspath(part), "group_size:1")
             for n in range(first, last):
@@ -178,7 +180,6 @@ def prepare_records(
                 progress(n + 1, total)
             writer.close()
             part.rename(path)
-        progress(last, total)
     lengths = np.diff(bounds).tolist()
     _write_metadata(dataset, folder, name, split, lengths)
     for old in folder.glob(f"columns-{split}.*"):

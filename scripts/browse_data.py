@@ -1,0 +1,155 @@
+r"""A contact sheet of augmented training batches, as the network sees them.
+
+    python scripts/browse_data.py --annotations=... --images=... --out=sheet.png \
+      --buckets=256x320,320x256 --short_sides=200-240 --max_long_side=320 --color_jitter=0.2
+
+Each tile is one row of a batch: padding black, ground truth in the colour of its class, the id of
+the image above. Prepared sets are read with --data_dir, --name and --split instead.
+"""
+
+import argparse
+import sys
+
+import cv2
+import numpy as np
+
+from atss_jax.data import loader
+from atss_jax.data.batch_plan import BatchPlan
+from atss_jax.data.coco import load_coco
+from atss_jax.data.dataset import EXIF_POLICIES, ON_ERROR, DetectionDataset
+from atss_jax.data.tfds_builders import load_tfds
+from atss_jax.structures import Batch
+
+DEFAULT_BUCKETS = "800x1088,800x1216,800x1344,1088x800,1216x800,1344x800"
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where the data is."""
+    parser.add_argument("--annotations", default="", help="COCO-format JSON file")
+    parser.add_argument("--images", default="", help="folder that its file names start from")
+    parser.add_argument("--data_dir", default="", help="folder of prepared sets, instead")
+    parser.add_argument("--name", default="data", help="of the prepared set")
+    parser.add_argument("--split", default="train", help="of the prepared set")
+    parser.add_argument("--on_error", default="strict", choices=ON_ERROR)
+    parser.add_argument("--max_bad_fraction", type=float, default=0.01)
+    parser.add_argument("--exif", default="ignore", choices=EXIF_POLICIES)
+
+
+def load(args: argparse.Namespace) -> DetectionDataset:
+    """The data set of the command line."""
+    checks = {
+        "on_error": args.on_error,
+        "max_bad_fraction": args.max_bad_fraction,
+        "exif": args.exif,
+    }
+    if args.data_dir:
+        return load_tfds(args.name, args.split, args.data_dir, **checks)
+    if not (args.annotations and args.images):
+        raise ValueError("give --annotations and --images, or --data_dir, --name and --split.")
+    return load_coco(args.annotations, args.images, name=args.name, **checks)
+
+
+def parse_buckets(text: str) -> tuple[tuple[int, int], ...]:
+    """Shapes ((800, 1088), (1088, 800)) from "800x1088,1088x800"."""
+    pairs = [part.split("x") for part in text.split(",")]
+    return tuple((int(height), int(width)) for height, width in pairs)
+
+
+def parse_range(text: str) -> tuple[int, ...]:
+    """Every integer of "640-800", or the two of "480,800"."""
+    if "-" in text:
+        low, high = text.split("-")
+        return tuple(range(int(low), int(high) + 1))
+    return tuple(int(part) for part in text.split(","))
+
+
+def class_color(label: int) -> tuple[int, int, int]:
+    """A distinct RGB colour."""
+    hsv = np.array([[[(label * 47) % 180, 220, 255]]], np.uint8)
+    red, green, blue = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].tolist()
+    return red, green, blue
+
+
+def draw_row(dataset: DetectionDataset, batch: Batch, row: int, width: int) -> np.ndarray:
+    """One row of a batch as a tile of `width` px, RGB."""
+    image = np.array(batch.image[row])
+    zoom = width / image.shape[1]
+    tile = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+    truth = batch.ground_truth
+    for box, label in zip(
+        truth.boxes[row][truth.is_valid[row]], truth.labels[row][truth.is_valid[row]], strict=True
+    ):
+        x1, y1, x2, y2 = (int(round(float(v) * zoom)) for v in box)
+        color = class_color(int(label))
+        cv2.rectangle(tile, (x1, y1), (x2 - 1, y2 - 1), color, 1)
+        name = dataset.class_names[int(label)]
+        cv2.putText(tile, name, (x1 + 2, y1 + 10), cv2.FONT_HERSHEY_SIMPLEX, 0.35, color, 1)
+    title = np.full((16, tile.shape[1], 3), 40, np.uint8)
+    about = f"{dataset.image_ids[batch.record_index[row]]}  {image.shape[0]}x{image.shape[1]}"
+    cv2.putText(title, about, (3, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (230, 230, 230), 1)
+    return np.concatenate([title, tile])
+
+
+def contact_sheet(tiles: list[np.ndarray], columns: int) -> np.ndarray:
+    """Tiles of one width in rows, padded to the highest of each row."""
+    rows = []
+    for first in range(0, len(tiles), columns):
+        part = tiles[first : first + columns]
+        height = max(tile.shape[0] for tile in part)
+        part += [np.zeros((1, part[0].shape[1], 3), np.uint8)] * (columns - len(part))
+        padded = [np.pad(t, ((0, height - t.shape[0]), (0, 0), (0, 0))) for t in part]
+        rows.append(np.concatenate(padded, axis=1))
+    return np.concatenate(rows)
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_source_arguments(parser)
+    parser.add_argument("--out", default="batches.png", help="picture to write")
+    parser.add_argument("--batches", type=int, default=3)
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--start_step", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--buckets", type=parse_buckets, default=parse_buckets(DEFAULT_BUCKETS))
+    parser.add_argument("--short_sides", type=parse_range, default=(800,), help="800, or 640-800")
+    parser.add_argument("--max_long_side", type=int, default=1333)
+    parser.add_argument("--flip", type=float, default=0.5)
+    parser.add_argument("--scale_crop", type=float, nargs=2, default=(), metavar=("MIN", "MAX"))
+    parser.add_argument("--color_jitter", type=float, default=0.0)
+    parser.add_argument("--tile_width", type=int, default=360)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Draws the sheet."""
+    args = parse_args()
+    dataset = load(args)
+    plan = BatchPlan(
+        dataset.sizes,
+        buckets=args.buckets,
+        global_batch=args.batch_size,
+        seed=args.seed,
+        short_sides=args.short_sides,
+        max_long_side=args.max_long_side,
+        flip=args.flip,
+        scale_crop=tuple(args.scale_crop),
+        color_jitter=args.color_jitter,
+    )
+    tiles = []
+    for step in range(args.start_step, args.start_step + args.batches):
+        batch = loader.batch_at(dataset, plan, step, max_boxes=max(1, int(dataset.num_boxes.max())))
+        tiles += [draw_row(dataset, batch, row, args.tile_width) for row in range(args.batch_size)]
+    sheet = contact_sheet(tiles, args.batch_size)
+    if not cv2.imwrite(args.out, sheet[..., ::-1]):
+        raise ValueError(f"cannot write {args.out!r}. Give a path that ends in .png or .jpg.")
+    print(f"{args.batches} batches of {args.batch_size} images drawn in {args.out}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
