@@ -1,0 +1,165 @@
+"""Names of parameters in other libraries' weight files, and ours.
+
+Everything is brought to one flat form: `backbone/layer1_0/conv1/kernel` (HWIO) and so on, as in
+our "params"; a batch norm is `.../norm1/{scale, bias, mean, var}` with its library's epsilon
+already added to `var`.
+"""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+Arrays = Mapping[str, np.ndarray]
+Flat = dict[str, np.ndarray]
+
+TORCH_EPSILON = 1e-5
+"""Of torchvision's and timm's batch norms; official ATSS and Caffe weights have none."""
+
+_IGNORED = re.compile(r"^(fc\.|head\.fc)|num_batches_tracked$|anchor_generator|^fc1000|_momentum$")
+_STEM = {"conv1": "stem_conv", "bn1": "stem_norm"}
+
+
+def to_flat(arrays: Arrays) -> Flat:
+    """The arrays of any known file under our names.
+
+    Known are: official ATSS checkpoints (`backbone.body.layer1.0.conv1.weight`), torchvision and
+    timm ResNets (`layer1.0.conv1.weight`), MSRA and FAIR Caffe2 files (`res2_0_branch2a_w`), and
+    batch norms folded to scale and bias beside HWIO kernels (`layer1.0.conv1.scale`).
+
+    Raises:
+      ValueError: a name is none of these.
+    """
+    arrays = {k.removeprefix("param/").removeprefix("module."): v for k, v in arrays.items()}
+    arrays = {k: v for k, v in arrays.items() if not _IGNORED.search(k)}
+    if "conv1_w" in arrays:
+        return _merge(_caffe(arrays), 0.0)
+    if "conv1.scale" in arrays:
+        return _folded(arrays)
+    official = any(k.startswith("backbone.") for k in arrays)
+    flat, unknown = {}, []
+    for name, array in arrays.items():
+        ours = _official_name(name, arrays) if official else _backbone_name(name)
+        if ours is None:
+            unknown.append(name)
+        else:
+            flat[ours] = array
+    if unknown or not flat:
+        raise ValueError(
+            f"weights with the names {', '.join(unknown[:5]) or '(none)'}: not known. Known are "
+            "official ATSS, torchvision, timm and Caffe2 names; see models/weight_names.py."
+        )
+    return _merge(flat, 0.0 if official else TORCH_EPSILON)
+
+
+def _merge(flat: Arrays, epsilon: float) -> Flat:
+    """Kernels to HWIO, the entries `level_scale/i` to one array, epsilon into variances."""
+    merged, scales = {}, {}
+    for name, array in flat.items():
+        if name.startswith("head/level_scale/"):
+            scales[int(name.rsplit("/", 1)[1])] = array.reshape(())
+        elif name.endswith("/kernel"):
+            merged[name] = array.transpose(2, 3, 1, 0)
+        elif name.endswith("/var"):
+            merged[name] = array + np.asarray(epsilon, array.dtype)
+        else:
+            merged[name] = array
+    if scales:
+        merged["head/level_scale"] = np.stack([scales[i] for i in sorted(scales)])
+    return merged
+
+
+def _backbone_name(name: str) -> str | None:
+    """`layer1.0.bn2.running_var` -> `backbone/layer1_0/norm2/var`; None where unknown."""
+    *modules, leaf = name.split(".")
+    if modules and modules[0] == "stem":  # the official prefix
+        modules = modules[1:]
+    is_norm = False
+    if len(modules) == 1 and modules[0] in _STEM:
+        ours = _STEM[modules[0]]
+        is_norm = modules[0] == "bn1"
+    elif len(modules) >= 3 and re.fullmatch(r"layer[1-4]", modules[0]):
+        block, part = f"{modules[0]}_{modules[1]}", modules[2]
+        rest = modules[3:]
+        if part == "downsample" and rest in (["0"], ["1"]):
+            is_norm = rest == ["1"]
+            ours = f"{block}/downsample_{'norm' if is_norm else 'conv'}"
+        elif re.fullmatch(r"bn[1-3]", part) and not rest:
+            is_norm, ours = True, f"{block}/norm{part[2]}"
+        elif re.fullmatch(r"conv[1-3]", part) and rest in ([], ["conv"], ["offset"]):
+            ours = f"{block}/{part}" + ("/offset" if rest == ["offset"] else "")
+        else:
+            return None
+    else:
+        return None
+    leaves = {"weight": "kernel", "bias": "bias"}
+    if is_norm:
+        leaves = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+    return f"backbone/{ours}/{leaves[leaf]}" if leaf in leaves else None
+
+
+def _official_name(name: str, arrays: Arrays) -> str | None:
+    """Names of an official ATSS checkpoint; None where unknown."""
+    if name.startswith("backbone.body."):
+        return _backbone_name(name.removeprefix("backbone.body."))
+    leaf = {"weight": "kernel", "bias": "bias"}.get(name.rsplit(".", 1)[-1])
+    if match := re.fullmatch(r"backbone\.fpn\.fpn_(inner|layer)([234])\.(weight|bias)", name):
+        part = "lateral" if match[1] == "inner" else "output"
+        return f"fpn/{part}{int(match[2]) + 1}/{leaf}"
+    if match := re.fullmatch(r"backbone\.fpn\.top_blocks\.(p6|p7)\.(weight|bias)", name):
+        return f"fpn/{match[1]}/{leaf}"
+    if match := re.fullmatch(r"rpn\.head\.scales\.(\d+)\.scale", name):
+        return f"head/level_scale/{match[1]}"
+    predictions = {"cls_logits": "cls_logits", "bbox_pred": "box_regression"}
+    predictions["centerness"] = "centerness"
+    if match := re.fullmatch(r"rpn\.head\.(\w+)\.(weight|bias)", name):
+        return f"head/{predictions[match[1]]}/{leaf}" if match[1] in predictions else None
+    match = re.fullmatch(
+        r"rpn\.head\.(cls|bbox)_tower\.(\d+)(\.conv|\.offset)?\.(weight|bias)", name
+    )
+    if match is None:
+        return None
+    tower = f"head/{'cls' if match[1] == 'cls' else 'box'}_tower"
+    prefix = f"rpn.head.{match[1]}_tower."
+    step = 3 if np.ndim(arrays.get(f"{prefix}1.weight")) == 1 else 2  # conv, (norm,) relu
+    index, inside = divmod(int(match[2]), step)
+    if inside == 0:
+        return f"{tower}/conv{index}{'/offset' if match[3] == '.offset' else ''}/{leaf}"
+    return f"{tower}/norm{index}/{'scale' if match[4] == 'weight' else 'bias'}"
+
+
+def _caffe(arrays: Arrays) -> Flat:
+    """MSRA's and FAIR's Detectron files: OIHW kernels, batch norms as scale and bias."""
+    flat = {}
+    branches = {"branch2a": "1", "branch2b": "2", "branch2c": "3", "branch1": "downsample"}
+    leaves = {"w": "kernel", "bn_s": "scale", "bn_b": "bias"}
+    for name, array in arrays.items():
+        if match := re.fullmatch(r"(?:res_)?conv1_(w|bn_s|bn_b)", name):
+            ours = "stem_conv" if match[1] == "w" else "stem_norm"
+            flat[f"backbone/{ours}/{leaves[match[1]]}"] = array
+        elif match := re.fullmatch(r"res([2-5])_(\d+)_(branch\w+?)_(w|bn_s|bn_b)", name):
+            branch = branches[match[3]]
+            kind = "conv" if match[4] == "w" else "norm"
+            part = f"downsample_{kind}" if branch == "downsample" else f"{kind}{branch}"
+            block = f"layer{int(match[1]) - 1}_{match[2]}"
+            flat[f"backbone/{block}/{part}/{leaves[match[4]]}"] = array
+    return flat
+
+
+def _folded(arrays: Arrays) -> Flat:
+    """HWIO kernels with the batch norm behind each folded to scale and bias."""
+    flat = {}
+    for name, array in arrays.items():
+        module, leaf = name.rsplit(".", 1)
+        is_norm = leaf != "weight"
+        if module == "conv1":
+            ours = "stem_norm" if is_norm else "stem_conv"
+        else:
+            stage, block, part = module.split(".")
+            if part == "downsample":
+                part = "downsample_norm" if is_norm else "downsample_conv"
+            elif is_norm:
+                part = part.replace("conv", "norm")
+            ours = f"{stage}_{block}/{part}"
+        flat[f"backbone/{ours}/{'kernel' if leaf == 'weight' else leaf}"] = array
+    return flat
