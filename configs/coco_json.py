@@ -28,6 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     data.global_batch = 8
     data.buckets = ((256, 320), (320, 256))
     data.short_side, data.max_long_side = 240, 320
+    data.color_jitter = 0.2
     data.num_workers = 0
     data.mean, data.std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
     data.channel_order = "rgb"
@@ -36,9 +37,11 @@ def get_config(arg: str = "") -> ConfigDict:
     model.backbone_norm = "batch_norm"
     model.frozen_stages = 0
     model.init_from = ""
-    model.fpn_channels = 128
+    model.width = 0.5  # half-width ResNet-18, 64 channels, short towers: trains on a CPU
+    model.fpn_channels = 64
+    model.head_convs = 2
 
-    optim.num_steps, optim.num_epochs = 0, 20.0
+    optim.num_steps, optim.num_epochs = 0, 26.0
     optim.reference_batch = 8
     optim.schedule = "cosine"
     optim.learning_rate = 0.02
@@ -46,5 +49,5 @@ def get_config(arg: str = "") -> ConfigDict:
     optim.clip_norm = 10.0
 
     config.eval.batch_size = 8
-    run.log_every, run.checkpoint_every, run.eval_every = 10, 100, 0
+    run.log_every, run.checkpoint_every, run.eval_every = 10, 100, 150
     return config.lock()
