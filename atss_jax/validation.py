@@ -1,5 +1,6 @@
 """Evaluates states of a run on its validation set: during training, and by `--mode=eval`."""
 
+import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -142,8 +143,17 @@ def evaluate_workdir(config: Config, workdir: epath.Path) -> Outcome:
             run_files.write_json(workdir / "eval.json", {"step": step, **outcome.metrics})
             print(summary(outcome.metrics))
         else:
-            print(f"{workdir / 'detections.json'}: {len(outcome.results)} detections, no metrics")
+            path = write_submission(workdir, config.data.name)
+            print(f"{path}: {len(outcome.results)} detections to submit, no metrics")
     return outcome
+
+
+def write_submission(workdir: epath.Path, name: str) -> epath.Path:
+    """Packs detections.json as COCO's evaluation server wants it: one JSON file in a zip."""
+    path = workdir / f"detections_{name.replace('/', '_')}_atss_results.zip"
+    with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{path.stem}.json", (workdir / "detections.json").read_text())
+    return path
 
 
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

@@ -214,6 +214,9 @@ def plot(
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(*place(x, y), strict=True))
         color = COLORS[i % len(COLORS)]
         parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
+        if len(x) <= 20:  # a few evaluations: show each
+            marks = zip(*place(x, y), strict=True)
+            parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{color}"/>' for a, b in marks]
         label = f'<tspan fill="{color}">{html.escape(name)}</tspan>'
         parts.append(
             f'<text x="{width - 16}" y="{top + 14 + 15 * i}" text-anchor="end">{label}</text>'

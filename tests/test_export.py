@@ -1,0 +1,111 @@
+"""Exported programs: the same detections as the live detector, in a process without the package."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from etils import epath
+from jax import export as jax_export
+
+from atss_jax import export
+from atss_jax.inference import Detector
+from tests.small_detector import CATEGORY_IDS, CLASS_NAMES, make_config, make_variables
+from tests.small_detector import write_workdir as write_run
+
+PROGRAM = Path(__file__).resolve().parents[1] / "scripts/run_exported.py"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """(live detector, folder of its export)."""
+    workdir = epath.Path(tmp_path_factory.mktemp("run"))
+    config = make_config(**{"export.batch_size": 0, "export.platforms": ("cpu", "cuda", "tpu")})
+    write_run(workdir, config)
+    return Detector.load(workdir), export.export_workdir(config, workdir)
+
+
+def run_without_package(folder, paths, tmp_path) -> list[dict]:
+    """Output of the example program, copied away and run where the package cannot be imported."""
+    (tmp_path / "program.py").write_text(PROGRAM.read_text())
+    blocker = tmp_path / "atss_jax"
+    blocker.mkdir()
+    (blocker / "__init__.py").write_text('raise ImportError("not here")\n')
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"}
+    check = [sys.executable, "-c", "import atss_jax"]
+    assert subprocess.run(check, env=environment, capture_output=True).returncode != 0
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "program.py"), str(folder), *map(str, paths)],
+        env=environment, capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check_equal(detector, paths, lines) -> None:
+    num_found = 0
+    for path in paths:
+        live = detector(path)
+        mine = [line for line in lines if line["file"] == str(path)]
+        assert len(mine) == len(live.scores)
+        num_found += len(mine)
+        assert [line["class"] for line in mine] == [detector.class_names[i] for i in live.labels]
+        np.testing.assert_allclose([line["score"] for line in mine], live.scores, atol=1e-5)
+        np.testing.assert_allclose([line["box"] for line in mine], live.boxes, atol=1e-2)
+    assert num_found > 0
+
+
+@pytest.mark.slow
+def test_coco_images(exported, shared, tmp_path):
+    detector, folder = exported
+    paths = sorted((shared / "data/coco_sample/images/val2017").glob("*.jpg"))[:20]
+    assert len(paths) == 20
+    check_equal(detector, paths, run_without_package(folder, paths, tmp_path))
+
+
+def test_description_and_any_batch(exported, tmp_path):
+    detector, folder = exported
+    about = json.loads((folder / "detector.json").read_text())
+    assert about["class_names"] == list(CLASS_NAMES)
+    assert about["category_ids"] == list(CATEGORY_IDS)
+    assert [f["height"] for f in about["files"]] == [64, 96]
+    program = jax_export.deserialize(bytearray((folder / about["files"][0]["path"]).read_bytes()))
+    assert set(program.platforms) == {"cpu", "cuda", "tpu"}
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    images = np.repeat(image[None], 3, 0)
+    boxes, scores, labels, is_valid = program.call(
+        images, np.array([[64, 96]] * 3, np.int32), np.ones((3, 2), np.float32)
+    )
+    live = detector(image)
+    assert bool(np.asarray(is_valid).all()) and len(live.scores) == 20
+    for row in range(3):
+        np.testing.assert_allclose(scores[row], live.scores, atol=1e-5)
+        np.testing.assert_allclose(boxes[row], live.boxes, atol=1e-2)
+        np.testing.assert_array_equal(labels[row], live.labels)
+    cv2.imwrite(str(tmp_path / "image.png"), image[..., ::-1])
+    paths = [tmp_path / "image.png"]
+    check_equal(detector, paths, run_without_package(folder, paths, tmp_path))
+
+
+def test_bad_settings(tmp_path):
+    for field, value, message in (
+        ("export.format", "tflite", "export.format='tflite': use one of stablehlo, onnx"),
+        ("export.platforms", ("cpu", "npu"), "use some of cpu, cuda"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export.export_workdir(make_config(**{field: value}), epath.Path(tmp_path))
+
+
+def test_raw_network(exported):
+    """What the ONNX file holds: all levels' outputs of the live network."""
+    detector, _ = exported
+    config = detector.config
+    outputs = export.raw_network(detector)(
+        np.zeros((1, 64, 96, 3), np.uint8), np.array([[64, 96]], np.int32)
+    )
+    assert len(outputs) == 15 and outputs[0].shape == (1, 8, 12, 1, 3)
+    assert make_variables(config)["params"]["head"]
