@@ -131,6 +131,23 @@ def loader_rate(
         return count * plan.global_batch / (time.perf_counter() - started)
 
 
+def waiting_ms(dataset: DetectionDataset, plan: BatchPlan, num_workers: int) -> float:
+    """Median ms that the training thread spends on taking a batch that is ready."""
+    max_boxes = max(1, int(dataset.num_boxes.max()))
+    taken = []
+    with loader.train_batches(
+        dataset, plan, num_workers=num_workers, max_boxes=max_boxes, prefetch=2
+    ) as batches:
+        for step in range(12):
+            if step:
+                time.sleep(0.25)  # the time of a step, in which batches are prepared
+            started = time.perf_counter()
+            batch = next(batches)
+            taken.append(time.perf_counter() - started)
+            del batch
+    return 1e3 * statistics.median(taken[2:])
+
+
 def resident_mb(pid: int | str = "self") -> float:
     """Proportional resident memory of a process, MB."""
     with open(f"/proc/{pid}/smaps_rollup") as file:
@@ -215,6 +232,8 @@ def main() -> None:
     for workers in args.workers:
         rates[workers] = loader_rate(dataset, plan, workers, args.seconds)
         print(f"loader, {workers} workers: {rates[workers]:.0f} images/s")
+    waiting = waiting_ms(dataset, plan, max(args.workers))
+    print(f"taking a ready batch, {max(args.workers)} workers: {waiting:.2f} ms")
     memory = (0.0, 0.0)
     if args.memory_images:
         memory = memory_over(dataset, plan, args.memory_images, max(args.workers))
@@ -229,6 +248,7 @@ def main() -> None:
         "ratio_to_bare": times["ratio"],
         "ratio_to_reference": reference and reference / times["ours"],
         "scaling_2_workers": scaling,
+        "ready_batch_ms": waiting,
         "padding": padding,
         "rss_mb": max(memory),
         "rss_mb_first_fifth": memory[0],

@@ -1,0 +1,194 @@
+r"""Health report of a detection set: what is in it, what is odd, what would be dropped.
+
+    python scripts/check_data.py --annotations=... --images=... --html=report.html
+
+Reads as training would under data.on_error="skip", decodes every image of a small set (--decode:
+of any), and prints counts, sizes, bucket shares and padding, box sizes and every kind of oddity.
+--html writes a page with thumbnails of the images that the oddities are about. The exit status is
+1 when something is bad.
+"""
+
+import argparse
+import base64
+import html
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+from browse_data import DEFAULT_BUCKETS, add_source_arguments, class_color, load, parse_buckets
+
+from atss_jax.data import batch_rows
+from atss_jax.data.batch_plan import choose_bucket
+from atss_jax.data.dataset import DetectionDataset, Finding
+from atss_jax.data.images import resized_size
+
+SMALL, MEDIUM = 32**2, 96**2
+"""COCO's limits of small and medium areas, px^2."""
+THUMBNAIL_PX = 240
+THUMBNAILS_PER_KIND = 12
+
+
+def percentiles(values: np.ndarray) -> str:
+    """Least, quarters and largest of some numbers."""
+    if not len(values):
+        return "none"
+    least, low, middle, high, most = np.percentile(values, [0, 25, 50, 75, 100])
+    return f"{least:.4g} / {low:.4g} / {middle:.4g} / {high:.4g} / {most:.4g}"
+
+
+def report(dataset: DetectionDataset, args: argparse.Namespace) -> list[str]:
+    """The lines of the report."""
+    health, a = dataset.health, dataset.annotations
+    sides = a.xywh[:, 2:][~a.is_crowd]
+    area = a.area[~a.is_crowd]
+    height, width = dataset.sizes[:, 0], dataset.sizes[:, 1]
+    scale = args.short_side / np.minimum(height, width)
+    lines = [
+        f"images: {dataset.num_records} good of {health.num_images} listed",
+        f"annotations: {len(a.id)} good of {health.num_annotations}, of them "
+        f"{int(a.is_crowd.sum())} crowds",
+        f"images without training boxes: {int((dataset.num_boxes == 0).sum())}",
+        f"boxes an image, least / quarters / most: {percentiles(dataset.num_boxes)}",
+        f"short sides: {percentiles(np.minimum(height, width))}",
+        f"long sides: {percentiles(np.maximum(height, width))}",
+        f"aspect ratios w/h: {percentiles(width / height)}",
+        f"box sides (root of w*h): {percentiles(np.sqrt(np.prod(sides, axis=1)))}",
+        f"box sides at short side {args.short_side}: "
+        + percentiles(np.sqrt(np.prod(sides, axis=1)) * scale[a.record[~a.is_crowd]]),
+        f"box aspect ratios w/h: {percentiles(sides[:, 0] / sides[:, 1])}",
+        f"small / medium / large areas: {int((area < SMALL).sum())} / "
+        f"{int(((area >= SMALL) & (area < MEDIUM)).sum())} / {int((area >= MEDIUM).sum())}",
+    ]
+    lines += bucket_lines(dataset, args)
+    counts = np.bincount(
+        np.searchsorted(dataset.category_ids, a.category_id), minlength=len(dataset.class_names)
+    )
+    lines.append("classes (annotations):")
+    order = np.argsort(-counts, kind="stable")
+    lines += [
+        f"  {dataset.class_names[n]} (id {dataset.category_ids[n]}): {counts[n]}" for n in order
+    ]
+    for title, found in (("odd, kept", health.odd), ("bad, dropped", health.bad)):
+        lines.append(f"{title}: {sum(found.values())}")
+        lines += [f"  {kind}: {count}" for kind, count in sorted(found.items())]
+    return lines
+
+
+def bucket_lines(dataset: DetectionDataset, args: argparse.Namespace) -> list[str]:
+    """Shares of the buckets and padding, before small buckets are merged."""
+    content, padded = 0, 0
+    members: dict[tuple[int, int] | None, int] = {}
+    for height, width in dataset.sizes.tolist():
+        size = resized_size((height, width), args.short_side, args.max_long_side)
+        bucket = choose_bucket(size, args.buckets)
+        members[bucket] = members.get(bucket, 0) + 1
+        if bucket is not None:
+            content += size[0] * size[1]
+            padded += bucket[0] * bucket[1]
+    lines = [f"buckets at short side {args.short_side}, long side {args.max_long_side}:"]
+    for bucket in (*args.buckets, None):
+        if bucket in members:
+            name = "fits none" if bucket is None else f"{bucket[0]}x{bucket[1]}"
+            lines.append(f"  {name}: {100 * members[bucket] / dataset.num_records:.1f} %")
+    if content:
+        lines.append(f"padding: {100 * (padded / content - 1):.1f} % extra pixels")
+    return lines
+
+
+def decode_all(dataset: DetectionDataset) -> int:
+    """Decodes every image; adds those that fail to the bad ones and returns their number."""
+
+    def check(record: int) -> Finding | None:
+        try:
+            batch_rows.read_image(dataset, record)
+        except ValueError as error:
+            return Finding("image_undecodable", str(error), int(dataset.image_ids[record]))
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        found = [f for f in pool.map(check, range(dataset.num_records), chunksize=64) if f]
+    for finding in found:
+        dataset.health.add_bad(finding, is_image=True)
+    return len(found)
+
+
+def thumbnail(dataset: DetectionDataset, record: int) -> str:
+    """An image with its boxes as an HTML element."""
+    try:
+        image = batch_rows.read_image(dataset, record)
+    except ValueError:
+        return ""
+    zoom = THUMBNAIL_PX / max(image.shape[:2])
+    small = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+    for box, label in zip(dataset.boxes(record), dataset.labels(record), strict=True):
+        x1, y1, x2, y2 = (int(round(float(v) * zoom)) for v in box)
+        cv2.rectangle(small, (x1, y1), (x2, y2), class_color(int(label)), 1)
+    _, data = cv2.imencode(".jpg", small[..., ::-1])
+    return f'<img src="data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}">'
+
+
+def html_page(dataset: DetectionDataset, lines: list[str]) -> str:
+    """The report with thumbnails, one file without outside parts."""
+    record_of = {int(id_): n for n, id_ in enumerate(dataset.image_ids)}
+    parts = [
+        "<!doctype html><meta charset=utf-8><title>Data report</title>",
+        "<style>body{font:14px sans-serif;margin:2em}figure{display:inline-block;margin:6px;"
+        "max-width:260px;vertical-align:top}figcaption{font-size:11px}</style>",
+        f"<h1>{html.escape(dataset.name)}</h1><pre>{html.escape(chr(10).join(lines))}</pre>",
+    ]
+    health = dataset.health
+    for title, findings in (("Bad", health.bad_examples), ("Odd", health.odd_examples)):
+        for kind in sorted({finding.kind for finding in findings}):
+            parts.append(f"<h2>{title}: {kind}</h2>")
+            parts += figures(dataset, record_of, (f for f in findings if f.kind == kind))
+    return "\n".join(parts)
+
+
+def figures(
+    dataset: DetectionDataset, record_of: dict[int, int], findings: Iterable[Finding]
+) -> list[str]:
+    """Thumbnails with what is wrong; images that were dropped have the words only."""
+    result = []
+    for n, finding in enumerate(findings):
+        picture = ""
+        if n < THUMBNAILS_PER_KIND and finding.image_id in record_of:
+            picture = thumbnail(dataset, record_of[finding.image_id])
+        words = html.escape(finding.message)
+        result.append(f"<figure>{picture}<figcaption>{words}</figcaption></figure>")
+    return result
+
+
+def main() -> int:
+    """Reads, prints, writes the page; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_source_arguments(parser)
+    parser.set_defaults(on_error="skip", max_bad_fraction=1.0)
+    parser.add_argument("--decode", action="store_true", help="decode every image")
+    parser.add_argument("--html", default="", help="page to write")
+    parser.add_argument("--buckets", type=parse_buckets, default=parse_buckets(DEFAULT_BUCKETS))
+    parser.add_argument("--short_side", type=int, default=800)
+    parser.add_argument("--max_long_side", type=int, default=1333)
+    args = parser.parse_args()
+    dataset = load(args)
+    if args.decode:
+        decode_all(dataset)
+    lines = report(dataset, args)
+    print("\n".join(lines))
+    for finding in dataset.health.bad_examples[:20]:
+        print(f"bad: {finding.message}")
+    if args.html:
+        with open(args.html, "w") as file:
+            file.write(html_page(dataset, lines))
+        print(f"page with thumbnails: {args.html}")
+    return 1 if dataset.health.bad else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
