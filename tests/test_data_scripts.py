@@ -1,0 +1,95 @@
+"""The scripts around the data, run in this process on a small set."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+
+from atss_jax.data.tfds_builders import load_tfds
+from tests.test_loader import make_set
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SMALL = ["--buckets=64x96,96x64", "--max_long_side=96"]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a script; returns what it printed and its exit status."""
+
+    def run_script(name: str, *arguments: str) -> tuple[str, object]:
+        monkeypatch.syspath_prepend(str(SCRIPTS))
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        status: object = 0
+        try:
+            runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code
+        return capsys.readouterr().out, status
+
+    return run_script
+
+
+@pytest.fixture
+def source(tmp_path) -> list[str]:
+    make_set(tmp_path, 9)
+    return [f"--annotations={tmp_path}/a.json", f"--images={tmp_path}"]
+
+
+@pytest.mark.parametrize(
+    "name", ["prepare_coco.py", "check_data.py", "browse_data.py", "bench_input.py"]
+)
+def test_help(run, name):
+    printed, status = run(name, "--help")
+    assert status == 0 and "usage:" in printed
+
+
+def test_prepare(run, source, tmp_path):
+    arguments = [*source, f"--data_dir={tmp_path}", "--name=mine", "--split=train"]
+    printed, status = run("prepare_coco.py", *arguments)
+    assert status == 0 and "9 images" in printed
+    assert load_tfds("mine", "train", str(tmp_path)).num_records == 9
+    _, status = run("prepare_coco.py", *source, "--data_dir=x", "--name=A b", "--split=train")
+    assert "error: name='A b'" in str(status)
+
+
+def test_check(run, source, tmp_path):
+    printed, status = run(
+        "check_data.py", *source, *SMALL, "--short_side=48", "--decode", f"--html={tmp_path}/r.html"
+    )
+    assert status == 0
+    assert "images: 9 good of 9 listed" in printed and "64x96: 66.7 %" in printed
+    assert "data:image/jpeg" in (tmp_path / "r.html").read_text()  # an image without boxes is odd
+    (tmp_path / "3.png").write_bytes(b"broken")
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["annotations"][0]["bbox"] = [1, 1, 0, 4]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    printed, status = run("check_data.py", *source, *SMALL, "--short_side=48")
+    assert status == 1
+    assert "image_undecodable: 1" in printed and "box_empty: 1" in printed
+    assert "bad: image 30 (" in printed
+
+
+def test_browse(run, source, tmp_path):
+    out = tmp_path / "sheet.png"
+    arguments = ["--short_sides=40-48", "--batch_size=2", "--batches=2", f"--out={out}"]
+    more = ["--scale_crop", "0.5", "1.5", "--color_jitter=0.2", "--tile_width=120"]
+    _, status = run("browse_data.py", *source, *SMALL, *arguments, *more)
+    assert status == 0
+    sheet = cv2.imread(str(out))
+    assert sheet is not None and sheet.shape[1] == 240 and sheet.max() > 100
+
+
+@pytest.mark.slow
+def test_bench(run, source):
+    arguments = ["--short_side=48", "--batch_size=2", "--rounds=2", "--seconds=0.2"]
+    printed, status = run(
+        "bench_input.py", *source, *SMALL, *arguments, "--memory_images=40", "--workers", "0", "1"
+    )
+    assert status == 0
+    summary = json.loads(printed.splitlines()[-1])
+    assert summary["images_per_s_core"] > 0 and summary["ratio_to_bare"] > 0
+    assert summary["rss_mb"] > 0 and summary["scaling_2_workers"] is None
+    assert summary["padding"] > 0 and summary["ready_batch_ms"] > 0
