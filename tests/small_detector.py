@@ -19,7 +19,7 @@ def make_config(**fields) -> config_lib.Config:
     """The COCO recipe, as small as it gets; `fields` are "group.name" -> value."""
     config: Any = coco_json.get_config().unlock()
     values = {
-        "data.short_side": 64, "data.max_long_side": 96, "data.buckets": ((64, 96), (96, 64)),
+        "data.short_side": 64, "data.max_long_side": 96, "data.buckets": ((96, 128),),
         "model.width": 0.125, "model.fpn_channels": 32, "model.head_convs": 1,
         "eval.batch_size": 2, "eval.max_detections": 20, "eval.pre_nms_top_k": 50,
         "eval.score_threshold": 0.0, "eval.multiscale": "none",
