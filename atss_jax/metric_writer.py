@@ -41,7 +41,7 @@ class JsonLines:
         rows = [row for row in read_rows(self._path) if row["step"] <= keep_until]
         temporary = self._path.with_name(self._path.name + ".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.rename(self._path)
+        temporary.replace(self._path)
         self._file = open(os.fspath(self._path), "a")  # noqa: SIM115 - closed by close()
 
     def write(self, row: Mapping[str, Any]) -> None:

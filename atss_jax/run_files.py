@@ -20,7 +20,7 @@ def write_json(path: epath.Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old or the new file, never half of one."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    temporary.rename(path)
+    temporary.replace(path)
 
 
 def claim_workdir(config: Config, workdir: epath.Path, *, training: bool) -> None:
@@ -55,7 +55,7 @@ def claim_workdir(config: Config, workdir: epath.Path, *, training: bool) -> Non
     if jax.process_index() == 0:
         temporary = path.with_name("config.json.tmp")
         temporary.write_text(config_lib.config_to_json(config))
-        temporary.rename(path)
+        temporary.replace(path)
 
 
 def write_classes(

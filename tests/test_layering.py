@@ -65,7 +65,7 @@ OUTSIDE = {
     "orbax": {"checkpoint"},
     "matplotlib": {"visualize"},
     "ml_collections": {"main"},
-    "absl": {"main"},
+    "absl": {"main", "data"},  # Grain reads absl flags
     "safetensors": {"models"},
     "torch": {"models"},
     "tensorboardX": {"metric_writer"},

@@ -141,7 +141,7 @@ def resized_size(size: tuple[int, int], short_side: int, max_long_side: int) -> 
       max_long_side: limit of the longer side, px.
 
     >>> resized_size((480, 640), 800, 1333), resized_size((640, 200), 800, 1333)
-    ((800, 1066), (1333, 416))
+    ((800, 1066), (1334, 417))
     """
     height, width = size
     short, long = min(size), max(size)
