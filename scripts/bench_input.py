@@ -40,9 +40,12 @@ def clock(seconds: Seconds, name: str, function: Callable, *args, **keywords):
 
 def bare_round(dataset: DetectionDataset, rows: batch_rows.Rows) -> None:
     """Decode and resize with OpenCV and nothing else."""
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     for record, target in zip(rows.record_index.tolist(), rows.target.tolist(), strict=True):
         data = np.frombuffer(dataset.image_bytes(record), np.uint8)
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(data, flags)
+        if image is None:
+            raise ValueError(f"{dataset.file_name(record)}: OpenCV alone does not decode it.")
         cv2.resize(image, (target[1], target[0]), interpolation=cv2.INTER_LINEAR)
 
 
@@ -63,7 +66,7 @@ def split_round(dataset: DetectionDataset, rows: batch_rows.Rows, seconds: Secon
 
 def reference_round(dataset: DetectionDataset, rows: batch_rows.Rows) -> None:
     """The steps of torchvision's detection references and GeneralizedRCNNTransform."""
-    import torch  # noqa: PLC0415 - optional
+    import torch  # type: ignore[import-not-found]
 
     torch.set_num_threads(1)
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]

@@ -5,6 +5,7 @@ Run by test_input_distributed.py: input_case.py COORDINATOR PROCESS_ID FOLDER NU
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -52,12 +53,12 @@ def main(coordinator: str, process_id: int, folder: Path, num_workers: int) -> N
         evaluated = list(batches)
     shapes = np.array([batch.image.shape for batch in evaluated])
     multihost_utils.assert_equal(shapes, "evaluation differs in shape")
-    np.savez(
-        folder / f"process_{process_id}.npz",
-        records=np.stack([batch.record_index for batch in found]),
-        evaluated=np.concatenate([batch.record_index for batch in evaluated]),
-        **{f"image_{n}": np.asarray(batch.image) for n, batch in enumerate(found)},
-    )
+    arrays: dict[str, Any] = {
+        f"image_{n}": np.asarray(batch.image) for n, batch in enumerate(found)
+    }
+    arrays["records"] = np.stack([batch.record_index for batch in found])
+    arrays["evaluated"] = np.concatenate([batch.record_index for batch in evaluated])
+    np.savez(folder / f"process_{process_id}.npz", **arrays)
 
 
 if __name__ == "__main__":

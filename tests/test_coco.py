@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -231,11 +232,12 @@ def test_bad_files_are_never_skipped(tmp_path):
         load_coco(path, str(tmp_path / "none"), name="mine")
     with pytest.raises(ValueError, match="differ from the expected"):
         load_coco(path, str(tmp_path), name="mine", class_names=("dog", "cat"))
-    for keywords, message in (
+    policies: list[tuple[dict[str, Any], str]] = [
         ({"on_error": "ignore"}, "data.on_error='ignore': use one of strict, skip"),
         ({"exif": "rotate"}, "data.exif='rotate'"),
         ({"max_bad_fraction": 2.0}, "data.max_bad_fraction=2"),
-    ):
+    ]
+    for keywords, message in policies:
         with pytest.raises(ValueError, match=message):
             load_coco(path, str(tmp_path), name="mine", **keywords)
 

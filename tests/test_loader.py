@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ from atss_jax.data.dataset import DetectionDataset
 from atss_jax.structures import Batch
 
 BUCKETS = ((64, 96), (96, 64))
-RESIZE = {"short_side": 48, "max_long_side": 96}
+RESIZE: dict[str, Any] = {"short_side": 48, "max_long_side": 96}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_batch_content(dataset):
         assert value.shape == shape.shape and value.dtype == shape.dtype
     for row, record in enumerate(batch.record_index):
         data = np.frombuffer(dataset.image_bytes(record), np.uint8)
-        original = cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1]
+        original = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))[..., ::-1]
         height, width = batch.image_size[row]
         expected = cv2.resize(original, (width, height), interpolation=cv2.INTER_LINEAR)
         np.testing.assert_array_equal(batch.image[row, :height, :width], expected)
@@ -185,7 +186,7 @@ def test_evaluation_sees_every_image_once(dataset, hosts):
             assert len(batch.record_index) == 4 // hosts
             empty = batch.record_index < 0
             assert not batch.image[empty].any() and not batch.ground_truth.is_valid[empty].any()
-            assert (batch.image_size[empty] == batch.image.shape[1:3]).all()
+            assert np.all(batch.image_size[empty] == batch.image.shape[1:3])
             seen += batch.record_index[~empty].tolist()
             for row in np.flatnonzero(~empty):
                 size = dataset.sizes[batch.record_index[row]]

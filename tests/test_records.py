@@ -56,7 +56,8 @@ class Coco(tfds.core.GeneratorBasedBuilder):
         path, folder = self.source[split]
         content = json.loads(path.read_text())
         categories = content["categories"]
-        self.info.features["objects"]["label"].names = [c["name"] for c in categories]
+        features: Any = self.info.features
+        features["objects"]["label"].names = [c["name"] for c in categories]
         label_of = {c["id"]: n for n, c in enumerate(categories)}
         for image in content["images"]:
             h, w = image["height"], image["width"]

@@ -232,9 +232,10 @@ def _write_metadata(
     complete: dict[str, list[int]] = {}
     if (folder / "dataset_info.json").exists():
         info = tfds.builder_from_directory(os.fspath(folder)).info
-        if tuple(info.metadata["class_names"]) != dataset.class_names:
+        there = tuple((info.metadata or {}).get("class_names", ()))
+        if there != dataset.class_names:
             raise ValueError(
-                f"{folder} holds splits with other classes, {info.metadata['class_names']}, than "
+                f"{folder} holds splits with other classes, {there}, than "
                 f"{dataset.class_names}. Use another name."
             )
         complete = {n: list(s.shard_lengths) for n, s in info.splits.items()}
