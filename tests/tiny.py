@@ -56,7 +56,12 @@ def overrides(folder: Path) -> dict[str, dict[str, object]]:
         "model": {"width": 0.125, "fpn_channels": 32, "head_convs": 1},
         "optim": {"num_steps": 6, "warmup_steps": 2},
         "eval": {"num_pictures": 2},
-        "run": {"checkpoint_every": 2, "eval_every": 0, "log_every": 2},
+        "run": {
+            "checkpoint_every": 2,
+            "eval_every": 0,
+            "log_every": 2,
+            "compilation_cache": str(folder / "cache"),
+        },
     }
 
 
