@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 
 
-def read_rows(path: str | epath.Path) -> list[dict[str, Any]]:
+def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The rows of a JSON-lines file; a torn last line (a kill while writing) is left out."""
     path = epath.Path(path)
     if not path.exists():
@@ -35,7 +35,7 @@ def read_rows(path: str | epath.Path) -> list[dict[str, Any]]:
 class JsonLines:
     """Appends rows with a "step" to a file, and forgets those that a restored run repeats."""
 
-    def __init__(self, path: str | epath.Path, *, keep_until: int):
+    def __init__(self, path: str | os.PathLike, *, keep_until: int):
         """Opens `path`, dropping rows of steps after `keep_until`."""
         self._path = epath.Path(path)
         rows = [row for row in read_rows(self._path) if row["step"] <= keep_until]
@@ -73,7 +73,7 @@ class MetricWriter:
 
     def __init__(
         self,
-        workdir: str | epath.Path,
+        workdir: str | os.PathLike,
         *,
         keep_until: int,
         is_active: bool = True,
