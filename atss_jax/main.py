@@ -51,7 +51,11 @@ def check_flag_names(argv: Sequence[str]) -> str | None:
             field = name.removeprefix("config.")
             if field not in config_lib.field_names():
                 return config_lib.unknown_field_message(field)
-        elif name not in known and name not in absl_flags and name.removeprefix("no") not in absl_flags:
+        elif (
+            name not in known
+            and name not in absl_flags
+            and name.removeprefix("no") not in absl_flags
+        ):
             near = difflib.get_close_matches(name, [*known, "config.group.field"], n=1, cutoff=0.0)
             return f"--{name}: no such flag. Did you mean --{near[0]}?"
     return None

@@ -158,7 +158,11 @@ class StepLog:
         )
         with (folder / f"{name}.npz").open("wb") as file:
             np.savez_compressed(file, **_flat(batch))
-        about = {"step": step, "image_ids": image_ids, "metrics": {k: str(v) for k, v in values.items()}}
+        about = {
+            "step": step,
+            "image_ids": image_ids,
+            "metrics": {k: str(v) for k, v in values.items()},
+        }
         (folder / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n")
         self._progress.note(
             f"step {step}: loss {values['loss']}, gradient norm {values['grad_norm']}: update "

@@ -34,7 +34,7 @@ class Preempted(Exception):
 class StopSignal:
     """Remembers SIGTERM and SIGINT (single process); a second one acts at once.
 
-    With several processes the cluster's notice reaches all of them through `Checkpointer.preempted`.
+    With several processes the notice reaches all of them through `Checkpointer.preempted`.
     """
 
     def __init__(self):

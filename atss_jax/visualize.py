@@ -245,6 +245,11 @@ def plot_curves(
         label = f"{name}, last {values[-1]:.3f}"
         quality.plot(steps, values, marker="o", markersize=3.5, label=label)
     quality.set(title="validation", xlabel="step", ylabel="average precision", ylim=(0, 1))
+    _finish(figure, losses, quality, path, title)
+
+
+def _finish(figure: Figure, losses: Any, quality: Any, path: str | os.PathLike, title: str) -> None:
+    """Grids, legends and title; writes the file."""
     for axes in (losses, quality):
         axes.grid(alpha=0.3)
         axes.set_xlim(left=0)
@@ -256,6 +261,34 @@ def plot_curves(
     if title:
         figure.suptitle(title)
     figure.savefig(os.fspath(path), format="png")
+
+
+def plot_runs(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.PathLike, *, title: str = ""
+) -> None:
+    """Plots total loss and AP of several runs into a PNG file, a colour for each.
+
+    Args:
+      runs: name -> rows of its `metrics.jsonl`, see `plot_curves`.
+      path: of the PNG file.
+      title: above the plots.
+    """
+    figure = Figure(figsize=(11, 4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, quality = figure.subplots(1, 2)
+    for index, (name, rows) in enumerate(runs.items()):
+        color = f"C{index % 10}"
+        steps, values = _series(rows, "loss")
+        if len(steps):
+            losses.plot(steps, values, color=color, linewidth=0.6, alpha=0.2)
+            losses.plot(steps, _smooth(values), color=color, label=name, linewidth=1.6)
+        steps, values = _series(rows, "eval/AP")
+        if len(steps):
+            label = f"{name}, last {values[-1]:.3f}"
+            quality.plot(steps, values, color=color, marker="o", markersize=3.5, label=label)
+    losses.set(title="training loss", xlabel="step", ylabel="loss")
+    quality.set(title="validation", xlabel="step", ylabel="AP", ylim=(0, 1))
+    _finish(figure, losses, quality, path, title)
 
 
 def save_image(path: str | os.PathLike, image: np.ndarray) -> None:

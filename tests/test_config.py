@@ -11,10 +11,64 @@ import pytest
 
 from atss_jax import config as config_lib
 from atss_jax import main
-from configs import atss_r50_fpn_1x, coco_json, common, quickstart
+from configs import (
+    ablations,
+    atss_r50_fpn_1x,
+    coco_json,
+    common,
+    fcos_r50_fpn_1x,
+    paper_table8,
+    quickstart,
+    retinanet_r50_fpn_1x,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = [atss_r50_fpn_1x, coco_json, quickstart]
+RECIPES = [
+    ablations,
+    atss_r50_fpn_1x,
+    coco_json,
+    fcos_r50_fpn_1x,
+    paper_table8,
+    quickstart,
+    retinanet_r50_fpn_1x,
+]
+
+ARGUMENT_VALUES = {
+    ablations: {
+        "head_norm=none": ("model.head_norm", "none"),
+        "box_loss=smooth_l1": ("loss.box_loss_weight", 1.0),
+        "assigner=iou,positives_in_box=false": ("assigner.positives_in_box", False),
+        "centerness=false": ("loss.normalizer", "retinanet"),
+        "level_scale=false": ("model.level_scale", False),
+        "assigner=iou": ("assigner.name", "max_iou"),
+        "assigner=spatial_scale": ("assigner.center_radius", 0.0),
+        "assigner=center_sampling": ("assigner.center_radius", 1.5),
+        "assigner=atss": ("assigner.name", "atss"),
+        "regression=point": ("model.regression", "point"),
+        "k=15": ("assigner.candidates_per_level", 15),
+        "anchor_scale=5": ("anchors.anchor_scale", 5.0),
+        "aspect_ratio=0.25": ("anchors.aspect_ratios", (0.25,)),
+        "num_scales=3": ("anchors.scales_per_octave", 3),
+        "num_ratios=3": ("anchors.aspect_ratios", (0.5, 1.0, 2.0)),
+    },
+    paper_table8: {
+        "backbone=r50": ("model.flavour", "msra"),
+        "backbone=r101": ("model.backbone", "resnet101"),
+        "backbone=x101_32x8d": ("model.flavour", "torchvision"),
+        "backbone=x101_64x4d": ("model.backbone", "resnext101_64x4d"),
+        "dcn": ("model.dcn_stages", (3, 4, 5)),
+        "dcn,backbone=x101_32x8d": ("model.dcn_stages", (4, 5)),
+        "schedule=1x": ("optim.num_steps", 90_000),
+        "schedule=2x": ("optim.num_steps", 180_000),
+        "multiscale=false": ("data.train_short_sides", ()),
+        "multiscale": ("data.train_short_sides", tuple(range(640, 801))),
+    },
+    fcos_r50_fpn_1x: {
+        "improved": ("loss.box_loss", "fcos_giou"),
+        "improved=false": ("model.centerness", "cls"),
+    },
+}
+"""Recipe -> argument -> a field that it sets, and to what."""
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.__name__)
@@ -27,6 +81,52 @@ def test_recipe_fits_the_schema_and_survives_json(recipe):
 def test_recipe_rejects_unknown_argument(recipe):
     with pytest.raises(ValueError, match="nonsense"):
         recipe.get_config("nonsense=1")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "argument"),
+    [(recipe, argument) for recipe, values in ARGUMENT_VALUES.items() for argument in values],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_every_value_of_an_argument_builds_and_sets_its_field(recipe, argument):
+    config = config_lib.check_config(recipe.get_config(argument).to_dict())
+    field, expected = ARGUMENT_VALUES[recipe][argument]
+    group, name = field.split(".")
+    assert getattr(getattr(config, group), name) == expected
+
+
+@pytest.mark.parametrize("recipe", ARGUMENT_VALUES, ids=lambda r: r.__name__)
+def test_every_declared_argument_is_documented_and_tested(recipe):
+    tested = {part.split("=")[0] for text in ARGUMENT_VALUES[recipe] for part in text.split(",")}
+    assert tested == set(recipe.ARGUMENTS)
+    for name in recipe.ARGUMENTS:
+        assert name in recipe.get_config.__doc__
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("positives_in_box=false", "Use assigner=iou"),
+        ("k=5,assigner=iou", "assigner=iou does not read it"),
+        ("regression=point,num_ratios=3", "a point has one box"),
+        ("aspect_ratio=2,num_ratios=3", "Give one of the two"),
+        ("k=0", "use 1 or more"),
+        ("anchor_scale=0", "use positive numbers"),
+        ("num_ratios=2", "num_ratios='2': use one of 1, 3"),
+        ("assigner=fcos", "use one of iou, spatial_scale, center_sampling, atss"),
+        ("asigner=iou", "Did you mean 'assigner'"),
+    ],
+)
+def test_ablation_arguments_that_do_not_go_together_are_refused(argument, message):
+    with pytest.raises(ValueError, match=message):
+        ablations.get_config(argument)
+
+
+def test_largest_draw_of_multiscale_training_fits_the_buckets():
+    data = config_lib.check_config(paper_table8.get_config().to_dict()).data
+    short, long = max(data.train_short_sides), data.max_long_side
+    assert any(h >= short and w >= long for h, w in data.buckets)
+    assert any(h >= long and w >= short for h, w in data.buckets)
 
 
 def one_edit_typos(word):
@@ -78,8 +178,7 @@ def test_typo_on_the_command_line_is_fast_and_touches_no_device():
     )
     assert done.returncode == 2
     assert done.stderr.strip() == (
-        "error: config.optim.learning_rat: no such field. "
-        "Did you mean config.optim.learning_rate?"
+        "error: config.optim.learning_rat: no such field. Did you mean config.optim.learning_rate?"
     )
 
 

@@ -94,8 +94,12 @@ def test_rows_match_their_steps(tmp_path):
     writer.write(3, {"AP": 0.5}, prefix="eval/")
     writer.write_timing(3, {"seconds": 1.5})
     writer.close()
-    assert metric_writer.read_rows(epath.Path(tmp_path) / "metrics.jsonl") == [{"step": 3, "eval/AP": 0.5}]
-    assert metric_writer.read_rows(epath.Path(tmp_path) / "timing.jsonl") == [{"step": 3, "seconds": 1.5}]
+    assert metric_writer.read_rows(epath.Path(tmp_path) / "metrics.jsonl") == [
+        {"step": 3, "eval/AP": 0.5}
+    ]
+    assert metric_writer.read_rows(epath.Path(tmp_path) / "timing.jsonl") == [
+        {"step": 3, "seconds": 1.5}
+    ]
     assert list((tmp_path / "tensorboard").iterdir())
 
 

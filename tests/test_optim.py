@@ -110,9 +110,7 @@ def test_cosine_ends_at_zero():
     "scaling, batch, expected", [("linear", 8, 0.005), ("none", 8, 0.01), ("refuse", 16, 0.01)]
 )
 def test_learning_rate_scaling(scaling, batch, expected):
-    rate = optim.scaled_learning_rate(
-        0.01, global_batch=batch, reference_batch=16, scaling=scaling
-    )
+    rate = optim.scaled_learning_rate(0.01, global_batch=batch, reference_batch=16, scaling=scaling)
     assert rate == pytest.approx(expected)
 
 

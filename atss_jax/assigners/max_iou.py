@@ -69,7 +69,8 @@ def assign_max_iou(
         ), None
 
     # Padding, as an empty box, has IoU 0 with everything: it is nobody's best.
-    start = (jnp.zeros_like(x1), jnp.zeros(own.shape, jnp.int32), jnp.zeros_like(own))
+    # The carry starts from `own`, so that under `shard_map` it is as sharded as the images.
+    start = (own.astype(boxes.dtype) * 0, own.astype(jnp.int32) * 0, own & False)
     indices = jnp.arange(boxes.shape[0], dtype=jnp.int32)
     (best, gt_index, is_top), _ = lax.scan(compare, start, (boxes, indices))
     is_positive = (best >= foreground_iou) | is_top

@@ -6,7 +6,8 @@ are known in closed form. A location (r, c), in such ranks, is no nearer than an
 
     (r + 1) (c + 1) <= k
 
-can be among the k nearest. These are sum_r floor(k / (r + 1)) ~ k ln k slots (23 for k = 9),
+can be among the k nearest (ties included: in both ranks, as in the order of anchors, the lower
+index comes first). These are sum_r floor(k / (r + 1)) ~ k ln k slots (23 for k = 9),
 whatever the grid: one row high, smaller than k, or with the point in a corner or outside. The same
 holds for every score that falls with the distance along x and along y, such as the IoU with
 anchors of one shape.
@@ -60,14 +61,14 @@ def nearest_integers(
       count: how many integers there are.
       rank: from 0.
 
-    >>> nearest_integers(jnp.array([1.2]), jnp.array(5), np.arange(5))[:, 0].tolist()
-    [1, 2, 0, 3, 4]
+    >>> nearest_integers(jnp.array([1.2, 3.0]), jnp.array(5), np.arange(5)).T.tolist()
+    [[1, 2, 0, 3, 4], [3, 2, 4, 1, 0]]
     """
     rank = rank[:, None]
-    floor = jnp.floor(jnp.clip(position, -1, count))
-    left = jnp.clip(floor.astype(jnp.int32) + 1, 0, count)  # integers <= position
+    ceiling = jnp.ceil(jnp.clip(position, -1, count + 1))
+    left = jnp.clip(ceiling.astype(jnp.int32), 0, count)  # integers < position
     right = count - left
-    left_first = ((position - floor) <= 0.5).astype(jnp.int32)
+    left_first = ((ceiling - position) >= 0.5).astype(jnp.int32)
     num_pairs = jnp.minimum(left, right)
     is_paired = rank < 2 * num_pairs
     is_left = jnp.where(is_paired, (rank + left_first) % 2 == 1, left > right)

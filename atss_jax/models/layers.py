@@ -105,7 +105,8 @@ def convolution(
     if size == 1 and groups == 1:
         return x[:, ::stride, ::stride] @ kernel[0, 0]
     cells, features = x.shape[0] * x.shape[1] * x.shape[2], kernel.shape[3]
-    plain = size != 3 or stride != 1 or groups != 1 or cells < MANY_CELLS
+    is_large = isinstance(cells, int) and cells >= MANY_CELLS  # the batch is open in an export
+    plain = size != 3 or stride != 1 or groups != 1 or not is_large
     if plain or min(x.shape[3], features) < MANY_CHANNELS or jax.default_backend() != "cpu":
         return _convolution(x, kernel, stride, groups)
     return _cpu_convolution(x, kernel)

@@ -38,31 +38,82 @@ def _by_highest_iou(claims, iou, num_anchors, own):
 
 
 def atss_candidates(anchors, levels, own, box, k, a):
-    """Indices of one object's candidates: stable sort by distance on each level."""
-    centers = centers_of(anchors)
-    delta = centers - centers_of(box[None])
-    distance2 = np.sum(delta**2, axis=1)
-    chosen = []
+    """One object's candidates by a stable sort on each level, and the smallest gap at the cut."""
+    # Anchors of one location share a centre; corners in float32 give it back only nearly.
+    centers = np.round(centers_of(anchors), 3)
+    distance2 = np.sum((centers - centers_of(box[None])) ** 2, axis=1)
+    chosen, gap = [], np.inf
     for start, stop in levels:
         index = np.arange(start, stop)[own[start:stop]]
         order = np.argsort(distance2[index], kind="stable")
         chosen += list(index[order[: k * a]])
-    return np.array(chosen, int)
+        if len(order) > k * a:
+            inner, outer = distance2[index[order[k * a - 1]]], distance2[index[order[k * a]]]
+            if outer > inner:  # exact ties are settled by the index, near ones by rounding
+                gap = min(gap, (outer - inner) / outer)
+    return np.array(chosen, int), gap
 
 
 def atss(anchors, levels, own, boxes, *, k, a, margin=0.01):
-    """Also returns the thresholds and how near a decision was to going the other way."""
+    """Also returns the thresholds, and how near any decision was to going the other way."""
     iou = iou_matrix(anchors, boxes)
     centers = centers_of(anchors)
     claims, thresholds, doubt = [], [], np.inf
     for g, box in enumerate(boxes):
-        candidates = atss_candidates(anchors, levels, own, box, k, a)
+        candidates, gap = atss_candidates(anchors, levels, own, box, k, a)
         values = iou[candidates, g]
         threshold = values.mean() + values.std(ddof=1)
         thresholds.append(threshold)
-        doubt = min(doubt, np.abs(values - threshold).min())
-        for anchor in candidates:
-            inside = edge_distances(centers[anchor], box).min()
-            if iou[anchor, g] >= threshold and inside > margin:
-                claims.append((anchor, g))
+        doubt = min(doubt, gap / 50, np.abs(values - threshold).min())
+        good = candidates[values >= threshold]
+        claims += [(i, g) for i in good if edge_distances(centers[i], box).min() > margin]
+    for anchor, g in claims:
+        for other_anchor, other in claims:
+            if anchor == other_anchor and g < other and np.any(boxes[g] != boxes[other]):
+                doubt = min(doubt, abs(iou[anchor, g] - iou[anchor, other]))
     return *_by_highest_iou(claims, iou, len(anchors), own), np.array(thresholds), doubt
+
+
+def max_iou(anchors, own, boxes, *, positives_in_box=False, margin=0.01):
+    iou = iou_matrix(anchors, boxes)
+    centers = centers_of(anchors)
+    highest = iou[own].max(axis=0)
+    gt_index, label = np.zeros(len(anchors), int), np.full(len(anchors), -1)
+    for i in np.flatnonzero(own):
+        g = gt_index[i] = int(iou[i].argmax())
+        is_top = np.any((iou[i] >= highest * (1 - 1e-6)) & (iou[i] > 0))
+        label[i] = 1 if iou[i, g] >= 0.5 or is_top else -1 if iou[i, g] >= 0.4 else 0
+        outside = edge_distances(centers[i], boxes[g]).min() <= margin
+        if label[i] == 1 and positives_in_box and outside:
+            label[i] = -1
+    return gt_index, label
+
+
+def spatial_scale(anchors, strides, own, boxes, *, ranges, center_radius=0.0, margin=0.01):
+    centers = centers_of(anchors)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in boxes]
+    gt_index, label = np.zeros(len(anchors), int), np.where(own, 0, -1)
+    for i in np.flatnonzero(own):
+        low, high = ranges[int(np.log2(strides[i])) - 3]
+        for g, box in enumerate(boxes):
+            ltrb = edge_distances(centers[i], box)
+            fits = ltrb.min() > margin and low <= ltrb.max() <= high
+            away = np.abs(centers[i] - centers_of(box[None])[0]).max()
+            fits = fits and (center_radius == 0 or away < center_radius * strides[i])
+            if fits and (label[i] == 0 or areas[g] < areas[gt_index[i]]):
+                gt_index[i], label[i] = g, 1
+    return gt_index, label
+
+
+def top_k_iou(anchors, own, boxes, *, k, margin=0.01):
+    iou, centers = iou_matrix(anchors, boxes), centers_of(anchors)
+    distance = np.linalg.norm(centers[:, None] - centers_of(boxes)[None], axis=2)
+    score = iou - distance / distance[own].max() / 1000
+    claims, doubt = [], np.inf
+    for g, box in enumerate(boxes):
+        index = np.flatnonzero(own)
+        order = index[np.argsort(-score[index, g], kind="stable")]
+        best = order[:k]
+        doubt = min(doubt, score[order[k - 1], g] - score[order[k], g])
+        claims += [(i, g) for i in best if edge_distances(centers[i], box).min() > margin]
+    return *_by_highest_iou(claims, iou, len(anchors), own), doubt

@@ -1,0 +1,152 @@
+"""Scripts around training: the paper's rows, curves, launch files, the benchmark's arithmetic."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import jax
+import pytest
+
+from atss_jax import build
+from atss_jax import config as config_lib
+from atss_jax.anchors import AnchorGrid
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import paper_rows  # noqa: E402
+import plot_run  # noqa: E402
+
+from configs import (  # noqa: E402
+    ablations,
+    fcos_r50_fpn_1x,
+    paper_table8,
+    retinanet_r50_fpn_1x,
+)
+
+RECIPES = {
+    recipe.__name__.split(".")[1]: recipe
+    for recipe in (ablations, fcos_r50_fpn_1x, paper_table8, retinanet_r50_fpn_1x)
+}
+
+
+def row_config(row):
+    return config_lib.check_config(RECIPES[row.recipe].get_config(row.argument).to_dict())
+
+
+@pytest.mark.parametrize("row", paper_rows.ROWS, ids=lambda r: f"{r.table}:{r.name}")
+def test_every_row_of_the_paper_builds(row):
+    config = row_config(row)
+    build.make_assigner(config)
+    assert isinstance(build.make_grid(config), AnchorGrid)
+    for command in paper_rows.commands(row):
+        assert f"--config={row.config}" in command
+        assert (ROOT / row.config.split(":")[0]).is_file()
+
+
+def test_rows_of_one_table_differ_and_equal_workdirs_are_equal_runs():
+    by_workdir = {}
+    for row in paper_rows.ROWS:
+        config = row_config(row)
+        assert by_workdir.setdefault(row.workdir, config) == config
+    for table in range(1, 9):
+        rows = [row for row in paper_rows.ROWS if row.table == table]
+        assert len({(row.workdir, row.test_flags) for row in rows}) == len(rows) > 3
+
+
+@pytest.mark.parametrize(
+    "row",
+    [r for r in paper_rows.ROWS if (r.table, r.name) in {(1, "RetinaNet (#A=1)"), (1, "FCOS")}],
+    ids=lambda r: r.name,
+)
+def test_networks_of_rows_have_the_heads_they_name(row):
+    values = RECIPES[row.recipe].get_config(row.argument).to_dict()
+    values["data"]["buckets"] = ((64, 96),)
+    values["model"].update(backbone="resnet18", flavour="torchvision", width=0.125)
+    values["model"].update(fpn_channels=32, head_convs=1)
+    config = config_lib.check_config(values)
+    model = build.make_model(config, num_classes=3)
+    params = jax.eval_shape(lambda: build.init_variables(config, model, 0))["params"]
+    paths = jax.tree_util.tree_flatten_with_path(params["head"])[0]
+    names = {jax.tree_util.keystr(path) for path, _ in paths}
+    assert any("centerness" in name for name in names) == (row.name == "FCOS")
+    assert any("norm" in name for name in names) == (row.name == "FCOS")
+
+
+def test_multiscale_testing_is_a_further_command_of_the_same_run():
+    (row,) = paper_rows.selected([8], ["ATSS x101_64x4d DCN, multi-scale testing"])
+    train, test = paper_rows.commands(row, ("--config.data.global_batch=8",))
+    assert "--mode=eval" in test and "--config.eval.multiscale=paper" in test
+    assert test[: len(train)] == train and train[-1] == "--config.data.global_batch=8"
+
+
+def test_paper_rows_prints_commands_and_refuses_unknown_rows():
+    run = [sys.executable, "scripts/paper_rows.py"]
+    done = subprocess.run([*run, "--tables", "4", "--rows", "k=15"], cwd=ROOT, capture_output=True)
+    assert done.stdout.decode().splitlines() == [
+        "# Table 4, k = 15: AP 39.1",
+        "python -m atss_jax.main --config=configs/ablations.py:k=15 "
+        "--workdir=workdirs/paper/ablations-k_15",
+    ]
+    with pytest.raises(ValueError, match="no such row"):
+        paper_rows.selected([4], ["k=8"])
+
+
+def write_run(folder, count=30, quality=0.4):
+    folder.mkdir()
+    rows = [{"step": s, "loss": 3 / s, "loss_cls": 2 / s} for s in range(1, count)]
+    rows.append({"step": count, "eval/AP": quality, "eval/AP50": quality + 0.1})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_plot_of_one_and_of_two_runs(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", quality=0.6)
+    alone = plot_run.plot([tmp_path / "a"], None)
+    assert alone == tmp_path / "a" / "curves.png"
+    both = plot_run.plot([tmp_path / "a", tmp_path / "b"], tmp_path / "both.png")
+    pictures = [cv2.imread(str(path)) for path in (alone, both)]
+    assert pictures[0].shape == pictures[1].shape
+    assert (pictures[0] != pictures[1]).any() and pictures[1].std() > 5
+
+
+def test_plot_says_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing or empty"):
+        plot_run.plot([tmp_path], None)
+    with pytest.raises(ValueError, match="--output"):
+        plot_run.plot([tmp_path, tmp_path], None)
+
+
+@pytest.mark.parametrize("name", ["tpu_pod.sh", "single_host.sh", "slurm.sbatch"])
+def test_launch_scripts_are_valid_shell(name):
+    subprocess.run(["bash", "-n", str(ROOT / "scripts/launch" / name)], check=True)
+
+
+def test_single_host_goes_on_after_preemption_and_stops_on_errors(tmp_path):
+    counter, fake = tmp_path / "count", tmp_path / "python"
+    fake.write_text(
+        f'#!/bin/bash\necho "$@" >> {counter}\n'
+        f'[ "$(wc -l < {counter})" -lt 3 ] && exit 75\nexit ${{LAST_CODE:-0}}\n'
+    )
+    fake.chmod(0o755)
+    script = str(ROOT / "scripts/launch/single_host.sh")
+    environment = {"PATH": "/usr/bin:/bin", "PYTHON": str(fake), "RESTART_DELAY": "0"}
+    done = subprocess.run(["bash", script, "--config=x"], env=environment, check=False)
+    lines = counter.read_text().splitlines()
+    assert done.returncode == 0 and lines == ["-m atss_jax.main --config=x"] * 3
+    counter.unlink()
+    done = subprocess.run(["bash", script], env={**environment, "LAST_CODE": "2"}, check=False)
+    assert done.returncode == 2 and len(counter.read_text().splitlines()) == 3
+
+
+def test_jobset_is_yaml_that_restarts_on_preemption_only():
+    yaml = pytest.importorskip("yaml")
+    jobset = yaml.safe_load((ROOT / "scripts/launch/gke_jobset.yaml").read_text())
+    assert jobset["kind"] == "JobSet" and jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
+    (job,) = jobset["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    assert spec["parallelism"] == spec["completions"]
+    (container,) = spec["template"]["spec"]["containers"]
+    assert "--config.run.distributed=auto" in " ".join(container["command"])
