@@ -14,7 +14,7 @@ from ml_collections import config_flags
 
 from atss_jax import config as config_lib
 
-MODES = ("train", "eval", "train_and_eval", "predict", "export")
+MODES = ("train", "eval", "train_and_eval", "predict", "export", "describe")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Recipe, as in --config=configs/quickstart.py; fields as --config.group.field."
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     if _CONFIG.value is None:
         raise app.UsageError("--config is missing, as in --config=configs/quickstart.py.")
     config = config_lib.check_config(_CONFIG.value.to_dict())
-    if not _WORKDIR.value:
+    if not _WORKDIR.value and _MODE.value != "describe":
         raise app.UsageError("--workdir is missing: the folder of the run.")
 
     from atss_jax import run_mode  # imports JAX: only after the flags are known to be right

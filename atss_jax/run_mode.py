@@ -4,7 +4,7 @@ import sys
 
 from etils import epath
 
-from atss_jax import export, predict, step_log, train, validation
+from atss_jax import describe, export, predict, step_log, train, validation
 from atss_jax.config import Config
 from atss_jax.metric_writer import configure_logging
 
@@ -32,6 +32,8 @@ def run(mode: str, config: Config, workdir: str) -> int:
         validation.evaluate_workdir(config, folder)
     elif mode == "predict":
         predict.predict_workdir(config, folder)
-    else:
+    elif mode == "export":
         export.export_workdir(config, folder)
+    else:
+        print(describe.describe(config))
     return 0
