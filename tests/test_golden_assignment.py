@@ -50,12 +50,9 @@ def official_grid(anchor_key):
 
 
 def assigners_for(k):
-    """Golden name -> assigner with the official settings."""
+    """Golden name -> assigner with the official settings, for all but ATSS."""
     scale = functools.partial(assigners.assign_spatial_scale, scale_ranges=RANGES)
     return {
-        "atss": functools.partial(
-            assigners.assign_atss, candidates_per_level=k, in_box_margin=0.51
-        ),
         "topk": functools.partial(assigners.assign_top_k_iou, candidates=k, in_box_margin=0.51),
         "iou": functools.partial(
             assigners.assign_max_iou, positives_in_box=True, in_box_margin=0.51
@@ -69,16 +66,31 @@ def assigners_for(k):
 
 @functools.lru_cache
 def assign_all(grid, k, names):
-    """Jitted: (image_size, gt) -> every assignment, the ATSS statistics, the ATSS targets."""
+    """Jitted: (image_size, gt) -> every assignment, ATSS statistics, what the targets hold."""
 
     def everything(image_size, gt):
-        found = {
+        # The three steps of `assign_atss`, for the statistics between them.
+        candidates = assigners.select_candidates(
+            grid, image_size, gt, candidates_per_level=k, in_box_margin=0.51
+        )
+        statistics = assigners.iou_thresholds(candidates)
+        atss = assigners.resolve_positives(grid, image_size, candidates, statistics.threshold)
+        found = {"atss": atss} | {
             name: assign(grid, image_size, gt)
             for name, assign in assigners_for(k).items()
             if name in names
         }
-        candidates = assigners.select_candidates(grid, image_size, gt, candidates_per_level=k)
-        return found, assigners.iou_thresholds(candidates), make_targets(found["atss"], gt, grid)
+        centers = jnp.array(grid.centers())
+        targets = {}
+        for name, assignment in found.items():
+            targets_of = make_targets(assignment, gt, grid)
+            inset = targets_of.boxes + INSET
+            targets[name] = {
+                "deltas": boxes.encode_deltas(targets_of.boxes, jnp.array(grid.boxes())),
+                "ltrb": boxes.points_to_ltrb(centers, inset),
+                "centerness": boxes.centerness(centers, inset),
+            }
+        return found, statistics, targets
 
     return jax.jit(everything)
 
@@ -118,57 +130,30 @@ def check_case(golden):
     for name, value in zip(("mean", "std", "thr"), statistics, strict=True):
         expected = golden[f"atss/iou_{name}"]
         np.testing.assert_allclose(value[:num_objects][no_tie], expected[no_tie], atol=1e-5)
-    check_targets(golden, grid, targets)
-    check_fcos_targets(golden, grid, gt, found)
+    for name in found:
+        check_targets(golden, grid, name, found[name], targets[name])
 
 
-def check_targets(golden, grid, targets):
-    """Box, point and centerness targets of the positives that both have."""
-    positive = golden["atss/labels"] > 0
-    both = targets.is_positive[positive]
-    rows = np.flatnonzero(positive)[both]
-    target_boxes = targets.boxes[rows]
-    deltas = boxes.encode_deltas(jnp.array(target_boxes), jnp.array(grid.boxes()[rows]))
-    expected = golden["atss/reg_targets_pos"][both]
-    same = targets_match(golden, "atss", rows, targets.labels[rows])
-    np.testing.assert_allclose(np.asarray(deltas)[same], expected[same], atol=1e-4)
-    inset = target_boxes + INSET
-    centers = jnp.array(grid.centers()[rows])
-    centerness = np.asarray(boxes.centerness(centers, jnp.array(inset)))
-    np.testing.assert_allclose(
-        centerness[same], golden["atss/centerness_pos"][both][same], atol=1e-4
-    )
-    if grid.num_per_location == 1:
-        # The official unit is the side of the anchor over its scale: the stride, if it is square.
-        anchors = grid.boxes()[rows]
-        unit = np.tile(anchors[:, 2:] - anchors[:, :2], 2) / grid.anchor_scale
-        ltrb = np.asarray(boxes.points_to_ltrb(centers, jnp.array(inset))) / unit
-        expected = golden["atss/reg_targets_point_pos"][both]
-        np.testing.assert_allclose(ltrb[same], expected[same], atol=1e-4)
-
-
-def check_fcos_targets(golden, grid, gt, found):
-    """Distances in px without, in strides with normalisation; centerness."""
-    for name in ("fcos_r0", "fcos_r1.5_norm"):
-        if name not in found:
-            continue
-        rows = np.flatnonzero(golden[f"{name}/labels"] > 0)
-        assignment = found[name]
-        same = assignment.is_positive[rows] & ~golden[f"{name}/ambiguous"][rows]
-        inset = np.asarray(gt.boxes)[assignment.gt_index[rows]] + INSET
-        centers = jnp.array(grid.centers()[rows])
-        ltrb = np.asarray(boxes.points_to_ltrb(centers, jnp.array(inset)))
-        if name.endswith("norm"):
-            ltrb = ltrb / grid.anchor_strides()[rows][:, None]
-        expected = golden[f"{name}/reg_targets_pos"]
-        np.testing.assert_allclose(ltrb[same], expected[same], rtol=1e-5, atol=1e-4)
-        centerness = np.asarray(boxes.centerness(centers, jnp.array(inset)))
-        expected = golden[f"{name}/centerness_pos"]
-        np.testing.assert_allclose(centerness[same], expected[same], atol=1e-4)
-
-
-def targets_match(golden, name, rows, labels):
-    return ~golden[f"{name}/ambiguous"][rows] & (labels == golden[f"{name}/labels"][rows])
+def check_targets(golden, grid, name, assignment, targets):
+    """Targets, as far as the file holds them, of the positives that both have."""
+    rows = np.flatnonzero(golden[f"{name}/labels"] > 0)
+    same = assignment.is_positive[rows] & ~golden[f"{name}/ambiguous"][rows]
+    sides = grid.boxes()[rows, 2:] - grid.boxes()[rows, :2]
+    mine = {"centerness_pos": targets["centerness"][rows]}
+    if name == "atss":
+        # The official unit is the anchor's side over its scale: the stride, if it is square.
+        mine["reg_targets_pos"] = targets["deltas"][rows]
+        unit = np.tile(sides, 2) / grid.anchor_scale
+        mine["reg_targets_point_pos"] = targets["ltrb"][rows] / unit
+    elif name == "retinanet":
+        mine["reg_targets_pos"] = targets["deltas"][rows]
+    elif name.startswith("fcos"):
+        unit = grid.anchor_strides()[rows][:, None] if name.endswith("norm") else 1.0
+        mine["reg_targets_pos"] = targets["ltrb"][rows] / unit
+    for key, values in mine.items():
+        if f"{name}/{key}" in golden:
+            expected = golden[f"{name}/{key}"][same]
+            np.testing.assert_allclose(values[same], expected, rtol=1e-5, atol=1e-4, err_msg=key)
 
 
 @pytest.mark.parametrize("name", LOCAL)

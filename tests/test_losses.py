@@ -182,7 +182,7 @@ INSET = np.array([0.5, 0.5, -0.5, -0.5], np.float32)
 def test_elementwise_giou(shared):
     """1 - GIoU of the official deltas: ours on boxes inset by half a pixel (CONVENTIONS 0)."""
     golden = np.load(shared / "golden" / "losses_elementwise.npz")
-    ours = golden["giou_box_anchors"] + np.array([0, 0, 1, 1], np.float32)
+    ours = jnp.asarray(golden["giou_box_anchors"] + np.array([0, 0, 1, 1], np.float32))
     target = box_ops.decode_deltas(jnp.asarray(golden["giou_box_target"]), ours) + INSET
 
     def box_total(deltas):
@@ -197,7 +197,7 @@ def test_elementwise_giou(shared):
     relative_close(gradient, golden["giou_box_grad"])
 
     anchors = golden["giou_point_anchors"]
-    points = (anchors[:, :2] + anchors[:, 2:]) / 2
+    points = jnp.asarray((anchors[:, :2] + anchors[:, 2:]) / 2)
     strides = jnp.asarray((anchors[:, 2] - anchors[:, 0] + 1) / 8)
     target = box_ops.decode_points(jnp.asarray(golden["giou_point_target"]), points, strides)
 

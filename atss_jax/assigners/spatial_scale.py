@@ -58,6 +58,7 @@ def assign_spatial_scale(
     boxes = jnp.where(gt.is_valid[:, None], boxes, 0)
     own = grid.own_level_shapes(jnp.asarray(image_size))
     indices, claims = [], []
+    num_before = 0  # locations of finer levels
     for level, (lowest, highest) in enumerate(scale_ranges):
         axes = [
             _axis(grid, level, axis, boxes, own[level, axis], highest, center_radius, in_box_margin)
@@ -66,18 +67,22 @@ def assign_spatial_scale(
         (row, fits_y, far_y), (column, fits_x, far_x) = axes  # [n, G] each
         fits = fits_y[:, None] & fits_x[None] & gt.is_valid
         fits = fits & (jnp.maximum(far_y[:, None], far_x[None]) >= lowest)
-        cell = row[:, None] * grid.level_shapes[level][1] + column[None]
-        first = grid.level_starts[level] + cell * grid.num_per_location
-        for anchor in range(grid.num_per_location):
-            indices.append((first + anchor).reshape(-1, boxes.shape[0]))
-            claims.append(fits.reshape(-1, boxes.shape[0]))
+        height, width = grid.level_shapes[level]
+        index = num_before + row[:, None] * width + column[None]
+        indices.append(index.reshape(-1, boxes.shape[0]))
+        claims.append(fits.reshape(-1, boxes.shape[0]))
+        num_before += height * width
     order = jnp.argsort(box_area(boxes), stable=True).astype(jnp.int32)
     place = jnp.argsort(order).astype(jnp.int32)
     winner, is_positive = first_wins(
-        jnp.concatenate(indices), place, jnp.concatenate(claims), grid.num_anchors
+        jnp.concatenate(indices), place, jnp.concatenate(claims), num_before
     )
     gt_index = jnp.where(is_positive, order[winner], 0)
-    return Assignment(gt_index, is_positive, ~grid.own_mask(jnp.asarray(image_size)))
+    return Assignment(
+        jnp.repeat(gt_index, grid.num_per_location),
+        jnp.repeat(is_positive, grid.num_per_location),
+        ~grid.own_mask(jnp.asarray(image_size)),
+    )
 
 
 def _axis(

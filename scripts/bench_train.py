@@ -1,0 +1,347 @@
+r"""Times the training step of a recipe: rate, compilation, memory, waiting for input.
+
+    python scripts/bench_train.py --config=configs/quickstart.py --data=real
+    python scripts/bench_train.py --config=configs/atss_r50_fpn_1x.py \
+      --set "data.buckets=((256,256),)" data.global_batch=2
+    python scripts/bench_train.py ... --torchvision              # beside torchvision's FCOS R-50
+    python scripts/bench_train.py ... --torchvision=other/python # of another environment
+
+Synthetic data are noise images of the first bucket's size, written as JPEG and read back through
+the pipeline; real data are the recipe's. Weights are random. The network, the optimizer and the
+loop are those of training. With --torchvision both sides run in one call, a few steps each in turn,
+with the same shapes, batch, frozen layers and threads; the last line is JSON.
+"""
+
+import argparse
+import ast
+import importlib.util
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_CLASSES = 80
+BOXES_PER_IMAGE = 7
+"""Objects of a synthetic image: COCO's average."""
+
+
+def peak_memory_mib() -> float:
+    """Largest resident set of this process so far."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def read_recipe(text: str, changes: list[str]) -> dict[str, Any]:
+    """The recipe's values as nested dicts.
+
+    Args:
+      text: path of the recipe, with its argument after a colon.
+      changes: "group.field=value", value a Python literal or a plain string.
+
+    Raises:
+      ValueError: no such file, or a change that is no "group.field=value" of a known field.
+    """
+    from atss_jax import config as config_lib
+
+    path, _, argument = text.partition(":")
+    if not Path(path).is_file():
+        raise ValueError(f"--config={text}: no such file. Give it as in configs/quickstart.py:arg.")
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    values = module.get_config(argument).to_dict()
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not equals or name not in config_lib.field_names():
+            raise ValueError(f"--set {change}: {config_lib.unknown_field_message(name)}")
+        group, field = name.split(".")
+        try:
+            values[group][field] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            values[group][field] = value
+    values["model"]["init_from"] = ""
+    return values
+
+
+def use_synthetic_images(values: dict[str, Any], folder: Path) -> None:
+    """Writes a COCO set of noise images as large as the first bucket, and points the recipe at it.
+
+    Args:
+      values: the recipe, changed in place.
+      folder: for images and annotations.
+    """
+    import cv2
+    import numpy as np
+
+    data = values["data"]
+    height, width = data["buckets"][0]
+    random = np.random.default_rng(0)
+    images, annotations = [], []
+    for index in range(max(8, data["global_batch"])):
+        small = random.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+        name = f"{index}.jpg"
+        cv2.imwrite(str(folder / name), cv2.resize(small, (width, height)))
+        images.append({"id": index + 1, "file_name": name, "height": height, "width": width})
+        for _ in range(min(BOXES_PER_IMAGE, data["max_boxes"])):
+            w, h = random.uniform(0.1, 0.6, 2) * (width, height)
+            x, y = random.uniform(0, 1, 2) * (width - w, height - h)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": int(random.integers(1, NUM_CLASSES + 1)),
+                    "bbox": [float(v) for v in (x, y, w, h)],
+                    "area": float(w * h),
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": i + 1, "name": f"class {i + 1}"} for i in range(NUM_CLASSES)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "train.json").write_text(json.dumps(content))
+    data.update(source="coco_json", name="synthetic", buckets=((height, width),))
+    data.update(train_annotations=str(folder / "train.json"), train_images=str(folder))
+    data.update(short_side=min(height, width), max_long_side=max(height, width))
+    data.update(train_short_sides=(), scale_crop=())
+
+
+class OurTraining:
+    """A recipe, compiled, fed and stepped as `atss_jax.train` does it.
+
+    Args:
+      values: the recipe.
+      folder: for compiled programs.
+    """
+
+    def __init__(self, values: dict[str, Any], folder: Path):
+        import jax
+        from etils import epath
+
+        from atss_jax import build, compiled, parallel, train_step
+        from atss_jax.config import check_config
+        from atss_jax.data import loader
+        from atss_jax.setup import initial_state, set_up
+
+        self.config = config = check_config(values)
+        self.setup = setup = set_up(config)
+        self._shard = parallel.shard_batch
+        self.state = initial_state(config, setup)
+        compiled.use_compilation_cache(str(folder / "cache"), epath.Path(folder))
+        sharding = parallel.batch_sharding(setup.mesh)
+        self.compile_seconds = []
+        for _ in ("cold", "warm"):
+            jax.clear_caches()
+            step = train_step.make_train_step(setup.settings, setup.mesh, setup.shardings)
+            self._step = compiled.CompiledByShape(step, expected=len(setup.plan.used_buckets))
+            for bucket in setup.plan.used_buckets:
+                shapes = loader.batch_shapes(
+                    bucket, config.data.global_batch, config.data.max_boxes
+                )
+                abstract = jax.tree.map(
+                    lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes
+                )
+                self._step.program(self.state, abstract)
+            costs = self._step.costs.values()
+            self.compile_seconds.append(sum(c.compile_seconds for c in costs))
+        self._batches = loader.train_batches(
+            setup.train_set, setup.plan, start_step=0, **build.train_batch_keywords(config)
+        )
+        self.waited = 0.0
+
+    def run(self, steps: int) -> list[float]:
+        """Seconds of each of so many steps, each waited for."""
+        import jax
+
+        seconds = []
+        for _ in range(steps):
+            started = time.perf_counter()
+            host_batch = next(self._batches)
+            self.waited += time.perf_counter() - started
+            batch = self._shard(host_batch, self.setup.mesh)
+            self.state, metrics = self._step(self.state, batch)
+            jax.block_until_ready(metrics)
+            seconds.append(time.perf_counter() - started)
+        return seconds
+
+    def report(self, seconds: list[float]) -> dict[str, Any]:
+        """The figures of the steps timed."""
+        import jax
+
+        from atss_jax.compiled import peak_flops
+
+        costs = list(self._step.costs.values())
+        median = statistics.median(seconds)
+        kind = jax.devices()[0].device_kind
+        flops, peak = max(c.flops for c in costs), peak_flops(kind)
+        cold, warm = self.compile_seconds
+        return {
+            "device": f"{jax.device_count()} x {kind}",
+            "buckets": [list(b) for b in self.setup.plan.used_buckets],
+            "global_batch": self.config.data.global_batch,
+            "step_ms": 1e3 * median,
+            "images_per_s": self.config.data.global_batch / median,
+            "flops_per_step": flops * jax.device_count(),
+            "mfu": flops / median / peak if peak else None,
+            "compile_cold_s": cold,
+            "compile_warm_s": warm,
+            "argument_mib": max(c.argument_bytes for c in costs) / 2**20,
+            "temporary_mib": max(c.temporary_bytes for c in costs) / 2**20,
+            "peak_rss_mib": peak_memory_mib(),
+            "input_wait_fraction": self.waited / sum(seconds),
+        }
+
+    def close(self) -> None:
+        """Ends the loader."""
+        self._batches.close()
+
+
+class TorchvisionTraining:
+    """torchvision's FCOS R-50 in a process of its own, idle but when it is asked to run.
+
+    Args:
+      python: interpreter with torch and torchvision.
+      shape: (H, W) of the images.
+      batch: images a step.
+    """
+
+    def __init__(self, python: str, shape: tuple[int, int], batch: int):
+        command = [python, __file__, "--torch-child", *map(str, (*shape, batch))]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.peak_rss_mib = 0.0
+        self.run(1)
+
+    def run(self, steps: int) -> list[float]:
+        """Seconds of each of so many steps."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(steps, file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the torchvision process ended; its error is above.")
+        seconds, self.peak_rss_mib = json.loads(line)
+        return seconds
+
+    def close(self) -> None:
+        """Ends the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def torch_child(height: int, width: int, batch: int) -> None:
+    """Runs so many steps as each line of stdin says; prints [seconds, peak MiB] as JSON.
+
+    FCOS with frozen batch norm, stem and C2 frozen, SGD with momentum: our recipe's counterpart.
+    """
+    import torch  # pyright: ignore[reportMissingImports]
+    from torchvision.models import resnet50  # pyright: ignore[reportMissingImports]
+    from torchvision.models.detection import FCOS  # pyright: ignore[reportMissingImports]
+    from torchvision.models.detection.backbone_utils import (  # pyright: ignore[reportMissingImports]
+        _resnet_fpn_extractor,
+    )
+    from torchvision.ops import misc  # pyright: ignore[reportMissingImports]
+    from torchvision.ops.feature_pyramid_network import (  # pyright: ignore[reportMissingImports]
+        LastLevelP6P7,
+    )
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    body = resnet50(norm_layer=misc.FrozenBatchNorm2d)
+    pyramid = _resnet_fpn_extractor(
+        body, 3, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
+    )
+    sides = {"min_size": min(height, width), "max_size": max(height, width)}
+    model = FCOS(pyramid, NUM_CLASSES + 1, **sides).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=1e-4)
+    images = [torch.rand(3, height, width) for _ in range(batch)]
+    scale = torch.tensor([width, height, width, height])
+    targets = []
+    for _ in range(batch):
+        corner, size = (
+            torch.rand(BOXES_PER_IMAGE, 2) * 0.4,
+            0.1 + torch.rand(BOXES_PER_IMAGE, 2) / 2,
+        )
+        boxes = torch.cat([corner, corner + size], 1) * scale
+        labels = torch.randint(1, NUM_CLASSES + 1, (BOXES_PER_IMAGE,))
+        targets.append({"boxes": boxes, "labels": labels})
+    for line in sys.stdin:
+        seconds = []
+        for _ in range(int(line)):
+            started = time.perf_counter()
+            optimizer.zero_grad()
+            sum(model(images, targets).values()).backward()
+            optimizer.step()
+            seconds.append(time.perf_counter() - started)
+        print(json.dumps([seconds, peak_memory_mib()]), flush=True)
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Runs everything; returns the figures."""
+    values = read_recipe(options.config, options.set)
+    if options.data == "synthetic":
+        use_synthetic_images(values, folder)
+    ours = OurTraining(values, folder)
+    rival = None
+    seconds, rival_seconds = [], []
+    try:
+        ours.run(options.warmup)
+        ours.waited = 0.0
+        if options.torchvision:
+            shape = ours.setup.plan.used_buckets[0]
+            rival = TorchvisionTraining(options.torchvision, shape, values["data"]["global_batch"])
+        for _ in range(options.rounds):
+            seconds += ours.run(options.steps)
+            if rival is not None:
+                rival_seconds += rival.run(options.steps)
+        report = {"config": options.config, "data": options.data, **ours.report(seconds)}
+        if rival is not None:
+            other = statistics.median(rival_seconds)
+            report["torchvision_step_ms"] = 1e3 * other
+            report["torchvision_peak_rss_mib"] = rival.peak_rss_mib
+            report["step_time_ratio"] = report["step_ms"] / (1e3 * other)
+        return report
+    finally:
+        ours.close()
+        if rival is not None:
+            rival.close()
+
+
+def main() -> None:
+    """Reads the command line and prints the figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default=str(ROOT / "configs/quickstart.py"), help="recipe:arg")
+    parser.add_argument("--set", nargs="+", default=[], metavar="GROUP.FIELD=VALUE")
+    parser.add_argument("--data", choices=("synthetic", "real"), default="synthetic")
+    parser.add_argument("--warmup", type=int, default=2, help="steps that are not timed")
+    parser.add_argument("--steps", type=int, default=5, help="steps of a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--torchvision", nargs="?", const=sys.executable, metavar="PYTHON")
+    parser.add_argument("--torch-child", type=int, nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.torch_child:
+        torch_child(*options.torch_child)
+        return
+    sys.path.insert(0, str(ROOT))  # for `configs`
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            report = measure(options, Path(folder))
+        except (FileNotFoundError, ValueError) as error:
+            parser.error(str(error))
+    for name, value in report.items():
+        print(f"{name:26}{value:.4g}" if isinstance(value, float) else f"{name:26}{value}")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
