@@ -57,6 +57,7 @@ def test_batches_equal_single_images(detector):
         assert one.boxes[:, 2].max() > width * 0.9  # original px, not the network's
 
 
+@pytest.mark.slow
 def test_test_time_augmentation_reaches_prediction():
     config = make_config(**{"eval.multiscale": "flip"})
     detector = Detector(config, make_variables(config), CLASS_NAMES, CATEGORY_IDS)
