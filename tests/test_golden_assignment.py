@@ -92,7 +92,7 @@ def assign_all(grid, k, names):
             }
         return found, statistics, targets
 
-    return jax.jit(everything)
+    return jax.jit(everything, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def ground_truth(official_boxes, labels):

@@ -59,7 +59,11 @@ def test_targets_carry_no_gradient():
 assign_atss_4 = functools.partial(assign_atss, candidates_per_level=4)
 
 
-@pytest.mark.parametrize("name", ASSIGNERS)
+@pytest.mark.parametrize(
+    "name",
+    ["atss", "max_iou"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("spatial_scale", "top_k_iou")],
+)
 def test_sharded_assignment_has_no_collective_and_equals_one_device(name):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     sizes, gt = batch_of(16)
