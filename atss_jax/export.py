@@ -109,6 +109,9 @@ def write_stablehlo(detector: Detector, folder: epath.Path) -> list[epath.Path]:
 def write_onnx(detector: Detector, folder: epath.Path) -> list[epath.Path]:
     """One ONNX file for each bucket with the network alone, and detector.json.
 
+    Post-processing stays outside: jax2onnx 0.17 cannot convert its selections. The batch is fixed:
+    `export.batch_size`, 1 where that is 0.
+
     Args:
       detector: the network with its weights; its config says the batch.
       folder: where to.
@@ -127,7 +130,7 @@ def write_onnx(detector: Detector, folder: epath.Path) -> list[epath.Path]:
     files = []
     for bucket in config.data.buckets:
         network = raw_network(detector)
-        batch = config.export.batch_size or "B"
+        batch = config.export.batch_size or 1
         inputs = [
             jax.ShapeDtypeStruct((batch, *bucket, 3), jnp.uint8),
             jax.ShapeDtypeStruct((batch, 2), jnp.int32),
@@ -142,7 +145,7 @@ def write_onnx(detector: Detector, folder: epath.Path) -> list[epath.Path]:
 def raw_network(detector: Detector) -> Callable:
     """(images, image_size) -> flat tuple of raw predictions, with the weights inside."""
     normalize = build.normalize_keywords(detector.config)
-    variables = jax.device_get(detector.variables)
+    variables = detector.variables
 
     def network(images, image_size):
         normalized = normalize_images(images, image_size, **normalize)
@@ -177,7 +180,7 @@ def describe(
             {"path": file.name, "height": bucket[0], "width": bucket[1]}
             for file, bucket in zip(files, config.data.buckets, strict=True)
         ],
-        "batch_size": config.export.batch_size or "any",
+        "batch_size": config.export.batch_size or ("any" if kind == "stablehlo" else 1),
         "platforms": list(config.export.platforms),
         "inputs": inputs,
         "outputs": outputs,
