@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atss_jax.anchors import AnchorGrid
-from atss_jax.assigners import ASSIGNERS, assign_atss, iou_thresholds, select_candidates
+from atss_jax.assigners import ASSIGNERS, assign_atss, atss, iou_thresholds, select_candidates
 from atss_jax.assigners.spatial_scale import SCALE_RANGES
 from atss_jax.structures import GroundTruth
 from tests.oracles import assigners as oracle
@@ -199,6 +199,16 @@ def test_fallback_gives_small_objects_an_anchor():
     np.testing.assert_array_equal(np.flatnonzero(added[0]), [13, 15])
     np.testing.assert_array_equal(found.gt_index[added], [0, 1])
     np.testing.assert_array_equal(found.gt_index[~added], without.gt_index[~added])
+
+
+def test_blocks_of_objects_do_not_matter(monkeypatch):
+    grid = AnchorGrid((96, 160))
+    sizes, _, gt = random_scenes(np.random.default_rng(11), grid, BATCH)
+    whole = jitted("atss", grid, candidates_per_level=9)(sizes, gt)
+    monkeypatch.setattr(atss, "BLOCK", 4)
+    in_blocks = jax.jit(jax.vmap(functools.partial(assign_atss, grid)))(sizes, gt)
+    for a, b in zip(whole, in_blocks, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.slow

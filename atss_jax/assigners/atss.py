@@ -8,6 +8,7 @@ locations that can be among the k nearest are looked at (`windows`), and the res
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 
 from atss_jax.anchors import AnchorGrid
 from atss_jax.assigners.conflicts import highest_iou_wins
@@ -21,6 +22,9 @@ from atss_jax.assigners.windows import (
 from atss_jax.boxes import at_least_float32
 from atss_jax.structures import Assignment, GroundTruth
 from atss_jax.typing import AnyArray, Array, Bool, Float, Int
+
+BLOCK = 128
+"""Objects looked at together: with more, the intermediate arrays outgrow the caches."""
 
 
 class Candidates(NamedTuple):
@@ -80,6 +84,37 @@ def select_candidates(
     """
     if candidates_per_level < 1:
         raise ValueError(f"candidates_per_level={candidates_per_level}: give at least 1.")
+
+    def select(gt):
+        return _select(grid, image_size, gt, candidates_per_level, in_box_margin)
+
+    num_objects = gt.boxes.shape[0]
+    if num_objects <= BLOCK:
+        return select(gt)
+    num_blocks = -(-num_objects // BLOCK)
+    missing = num_blocks * BLOCK - num_objects
+    blocks = GroundTruth(
+        *(
+            jnp.pad(field, [(0, missing)] + [(0, 0)] * (field.ndim - 1)).reshape(
+                num_blocks, BLOCK, *field.shape[1:]
+            )
+            for field in gt
+        )
+    )
+    found = lax.map(select, blocks)  # [blocks, N, BLOCK]
+    return Candidates(
+        *(jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :num_objects] for x in found)
+    )
+
+
+def _select(
+    grid: AnchorGrid,
+    image_size: Int[AnyArray, "2"],
+    gt: GroundTruth,
+    candidates_per_level: int,
+    in_box_margin: float,
+) -> Candidates:
+    """`select_candidates` of one block of objects."""
     boxes = at_least_float32(jnp.asarray(gt.boxes))
     boxes = jnp.where(gt.is_valid[:, None], boxes, 0)  # padding may hold anything, also NaN
     locations = nearest_locations(grid, image_size, boxes, candidates_per_level)
