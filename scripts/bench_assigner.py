@@ -114,7 +114,7 @@ def main() -> None:
     forms = dict(ASSIGNERS) | {"atss, distance matrix": assign_atss_by_matrix}
     print(f"{jax.devices()[0].device_kind}, {grid.num_anchors} anchors, batch {args.batch}")
     print(f"{'assigner':24}{'slots':>6}{'ms/image':>11}{'temp MB/image':>15}")
-    times, temps = {}, {}
+    times, temps, atss = {}, {}, {}
     for slots in args.slots:
         for name, assign in forms.items():
             if name == "atss, distance matrix" and slots > 100:
@@ -125,6 +125,8 @@ def main() -> None:
                 windowed = compile_for(ASSIGNERS["atss"], grid, scenes)[0]
                 for a, b in zip(compiled(*scenes), windowed(*scenes), strict=True):
                     np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+            if name == "atss":
+                atss[slots] = compiled, scenes
             times[name, slots] = time_per_image(compiled, scenes, args.seconds)
             temps[name, slots] = temp / 1e6
             print(
@@ -132,6 +134,13 @@ def main() -> None:
                 flush=True,
             )
     print("every anchor of the two forms of ATSS is equal")
+    for _ in range(5):  # in turns, so that a busy machine is unfair to none
+        for slots, (compiled, scenes) in atss.items():
+            again = time_per_image(compiled, scenes, args.seconds / 3)
+            times["atss", slots] = min(times["atss", slots], again)
+    print(
+        "atss again, in turns: " + ", ".join(f"{n} slots {times['atss', n]:.3f} ms" for n in atss)
+    )
     result = {"device": jax.devices()[0].device_kind}
     if 100 in args.slots:
         result["atss_ms_100"] = round(times["atss", 100], 4)
