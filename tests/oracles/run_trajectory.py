@@ -132,7 +132,7 @@ def main():
     relative = np.abs(rows[:, :3] - target) / np.abs(target)
     spread = np.maximum.accumulate(golden["float32_spread"][:, :3].max(-1))
     tolerance = np.maximum(1e-5, 10 * spread)
-    worst = max(errors, key=errors.get)
+    worst = max(errors, key=lambda name: errors[name])
     report = {
         "losses": relative.max(),
         "losses_over_tolerance": (relative / tolerance[:, None]).max(),
