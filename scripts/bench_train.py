@@ -60,7 +60,9 @@ def read_recipe(text: str, changes: list[str]) -> dict[str, Any]:
     values = module.get_config(argument).to_dict()
     for change in changes:
         name, equals, value = change.partition("=")
-        if not equals or name not in config_lib.field_names():
+        if not equals:
+            raise ValueError(f"--set {change}: give GROUP.FIELD=VALUE, as in data.global_batch=2.")
+        if name not in config_lib.field_names():
             raise ValueError(f"--set {change}: {config_lib.unknown_field_message(name)}")
         group, field = name.split(".")
         try:
@@ -278,7 +280,7 @@ def torch_child(height: int, width: int, batch: int) -> None:
         for _ in range(int(line)):
             started = time.perf_counter()
             optimizer.zero_grad()
-            sum(model(images, targets).values()).backward()
+            torch.stack(list(model(images, targets).values())).sum().backward()
             optimizer.step()
             seconds.append(time.perf_counter() - started)
         print(json.dumps([seconds, peak_memory_mib()]), flush=True)

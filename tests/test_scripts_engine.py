@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import jax
+import numpy as np
 import pytest
 
 from atss_jax import build
@@ -16,6 +17,7 @@ from atss_jax.anchors import AnchorGrid
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import bench_train  # noqa: E402
 import paper_rows  # noqa: E402
 import plot_run  # noqa: E402
 
@@ -107,7 +109,7 @@ def test_plot_of_one_and_of_two_runs(tmp_path):
     alone = plot_run.plot([tmp_path / "a"], None)
     assert alone == tmp_path / "a" / "curves.png"
     both = plot_run.plot([tmp_path / "a", tmp_path / "b"], tmp_path / "both.png")
-    pictures = [cv2.imread(str(path)) for path in (alone, both)]
+    pictures = [np.asarray(cv2.imread(str(path))) for path in (alone, both)]
     assert pictures[0].shape == pictures[1].shape
     assert (pictures[0] != pictures[1]).any() and pictures[1].std() > 5
 
@@ -150,3 +152,30 @@ def test_jobset_is_yaml_that_restarts_on_preemption_only():
     assert spec["parallelism"] == spec["completions"]
     (container,) = spec["template"]["spec"]["containers"]
     assert "--config.run.distributed=auto" in " ".join(container["command"])
+
+
+def test_benchmark_reads_a_recipe_with_changes_and_makes_images_for_it(tmp_path):
+    values = bench_train.read_recipe(
+        str(ROOT / "configs/ablations.py") + ":k=5",
+        ["data.buckets=((64, 96),)", "data.global_batch=2", "model.backbone=resnet18"],
+    )
+    bench_train.use_synthetic_images(values, tmp_path)
+    config = config_lib.check_config(values)
+    assert config.assigner.candidates_per_level == 5 and config.model.backbone == "resnet18"
+    dataset = build.load_dataset(config, "train")
+    plan = build.make_plan(config, dataset)
+    assert plan.used_buckets == ((64, 96),) and plan.padding == 0
+    assert len(dataset.class_names) == bench_train.NUM_CLASSES
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "message"),
+    [
+        ("configs/nothing.py", [], "no such file"),
+        ("configs/quickstart.py", ["model.widht=1"], "Did you mean config.model.width"),
+        ("configs/quickstart.py", ["model.width"], "GROUP.FIELD=VALUE"),
+    ],
+)
+def test_benchmark_says_what_is_wrong(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        bench_train.read_recipe(str(ROOT / config), change)
