@@ -1,6 +1,7 @@
 """Losses: by hand, at the edges, in micro-batches, and against the official numbers."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from atss_jax.targets import assign_targets
 from tests.test_golden_assignment import GRIDS, assigners_for
 
 GRID = AnchorGrid((32, 64))
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def random_case(seed, *, batch=2, grid=GRID, classes=5, positives=6):
@@ -156,8 +158,8 @@ def relative_close(ours, golden, tolerance=1e-4):
     assert np.abs(np.asarray(ours) - golden).max() <= tolerance * np.abs(golden).max()
 
 
-def test_elementwise_focal(shared):
-    golden = np.load(shared / "golden" / "losses_elementwise.npz")
+def test_elementwise_focal():
+    golden = np.load(GOLDEN / "losses_elementwise.npz")
     labels = golden["focal_targets"]
 
     def total(logits):
@@ -180,9 +182,9 @@ def test_elementwise_focal(shared):
 INSET = np.array([0.5, 0.5, -0.5, -0.5], np.float32)
 
 
-def test_elementwise_giou(shared):
+def test_elementwise_giou():
     """1 - GIoU of the official deltas: ours on boxes inset by half a pixel (CONVENTIONS 0)."""
-    golden = np.load(shared / "golden" / "losses_elementwise.npz")
+    golden = np.load(GOLDEN / "losses_elementwise.npz")
     ours = jnp.asarray(golden["giou_box_anchors"] + np.array([0, 0, 1, 1], np.float32))
     target = box_ops.decode_deltas(jnp.asarray(golden["giou_box_target"]), ours) + INSET
 
@@ -213,8 +215,8 @@ def test_elementwise_giou(shared):
     relative_close(gradient, golden["giou_point_grad"])
 
 
-def test_elementwise_others(shared):
-    golden = np.load(shared / "golden" / "losses_elementwise.npz")
+def test_elementwise_others():
+    golden = np.load(GOLDEN / "losses_elementwise.npz")
     pair = jnp.asarray(golden["fcos_ltrb_pred"]), jnp.asarray(golden["fcos_ltrb_target"])
     for kind in ("iou", "giou"):
         loss = losses_lib.fcos_iou_loss(*pair, kind=kind)

@@ -72,7 +72,7 @@ def _cpu_convolution_forward(x, kernel):
 
 def _cpu_convolution_backward(saved, cotangent):
     x, kernel = saved
-    _, input_gradient = jax.vjp(lambda x: _convolution(x, kernel, 1, 1), x)
+    input_gradient = jax.linear_transpose(lambda x: _convolution(x, kernel, 1, 1), x)
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
     def tap(index):  # the loop bounds memory to one shifted copy of the map
