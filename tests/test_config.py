@@ -219,7 +219,7 @@ def test_differences_ignore_what_does_not_change_numbers():
         eval=dataclasses.replace(config.eval, nms_iou=0.5),
     )
     assert config_lib.config_differences(config, other, training=True) == [
-        "  config.optim.learning_rate: 0.02 -> 1.0",
+        "  config.optim.learning_rate: 0.002 -> 1.0",
         "  config.eval.nms_iou: 0.6 -> 0.5",
     ]
     assert len(config_lib.config_differences(config, other, training=False)) == 1
