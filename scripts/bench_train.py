@@ -9,7 +9,9 @@ r"""Times the training step of a recipe: rate, compilation, memory, waiting for 
 Synthetic data are noise images of the first bucket's size, written as JPEG and read back through
 the pipeline; real data are the recipe's. Weights are random. The network, the optimizer and the
 loop are those of training. With --torchvision both sides run in one call, a few steps each in turn,
-with the same shapes, batch, frozen layers and threads; the last line is JSON.
+with the same shapes, batch, frozen layers and threads; the last line is JSON. Compare on a quiet
+machine only: where other processes want the cores, PyTorch's threads wait for each other and its
+steps take many times longer. The load average is part of the figures.
 """
 
 import argparse
@@ -233,9 +235,7 @@ class TorchvisionTraining:
 
     def close(self) -> None:
         """Ends the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()
 
 
 def torch_child(height: int, width: int, batch: int) -> None:
@@ -255,6 +255,7 @@ def torch_child(height: int, width: int, batch: int) -> None:
     )
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_flush_denormal(True)  # as XLA does; random weights without norms make denormals
     torch.manual_seed(0)
     body = resnet50(norm_layer=misc.FrozenBatchNorm2d)
     pyramid = _resnet_fpn_extractor(
@@ -291,6 +292,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     values = read_recipe(options.config, options.set)
     if options.data == "synthetic":
         use_synthetic_images(values, folder)
+    load = os.getloadavg()[0]
     ours = OurTraining(values, folder)
     rival = None
     seconds, rival_seconds = [], []
@@ -304,7 +306,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             seconds += ours.run(options.steps)
             if rival is not None:
                 rival_seconds += rival.run(options.steps)
-        report = {"config": options.config, "data": options.data, **ours.report(seconds)}
+        report = {"config": options.config, "data": options.data, "load_average_before": load}
+        report.update(ours.report(seconds))
         if rival is not None:
             other = statistics.median(rival_seconds)
             report["torchvision_step_ms"] = 1e3 * other

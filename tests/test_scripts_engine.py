@@ -1,9 +1,11 @@
 """Scripts around training: the paper's rows, curves, launch files, the benchmark's arithmetic."""
 
+import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import jax
@@ -179,3 +181,52 @@ def test_benchmark_reads_a_recipe_with_changes_and_makes_images_for_it(tmp_path)
 def test_benchmark_says_what_is_wrong(config, change, message):
     with pytest.raises(ValueError, match=message):
         bench_train.read_recipe(str(ROOT / config), change)
+
+
+class FakeTraining:
+    """Steps of 0.5 s that take no time."""
+
+    waited = 0.0
+
+    def __init__(self, values, folder):
+        grid = build.make_grid(config_lib.check_config(values))
+        self.setup = SimpleNamespace(plan=SimpleNamespace(used_buckets=(grid.image_shape,)))
+        self.is_closed = False
+        self.asked = []
+
+    def run(self, steps):
+        self.asked.append(steps)
+        return [0.5] * steps
+
+    def report(self, seconds):
+        return {"step_ms": 1e3 * sum(seconds) / len(seconds), "asked": self.asked}
+
+    def close(self):
+        self.is_closed = True
+
+
+def test_benchmark_takes_turns_and_divides_by_the_rivals_time(tmp_path, monkeypatch):
+    fake, log = tmp_path / "python", tmp_path / "log"
+    fake.write_text(
+        f"#!{sys.executable}\nimport sys\n"
+        f"open({str(log)!r}, 'a').write(' '.join(sys.argv[2:]) + '\\n')\n"
+        "for line in sys.stdin:\n"
+        f"    open({str(log)!r}, 'a').write(line)\n"
+        "    print([[0.25] * int(line), 100.0], flush=True)\n"
+    )
+    fake.chmod(0o755)
+    monkeypatch.setattr(bench_train, "OurTraining", FakeTraining)
+    options = argparse.Namespace(
+        config=str(ROOT / "configs/quickstart.py"),
+        set=["data.buckets=((64, 96),)", "data.global_batch=2"],
+        data="synthetic",
+        warmup=1,
+        steps=3,
+        rounds=2,
+        torchvision=str(fake),
+    )
+    report = bench_train.measure(options, tmp_path)
+    assert report["asked"] == [1, 3, 3]
+    assert log.read_text().split("\n") == ["--torch-child 64 96 2", "1", "3", "3", ""]
+    assert report["step_time_ratio"] == 2.0 and report["torchvision_step_ms"] == 250.0
+    assert report["torchvision_peak_rss_mib"] == 100.0
