@@ -91,7 +91,7 @@ def _inputs(image_shape: tuple[int, int], dtype: Any) -> tuple[Any, Any]:
 
 
 def _targets(grid: AnchorGrid) -> Targets:
-    def shape(*extra, dtype):
+    def shape(*extra: int, dtype: Any) -> Any:
         return jax.ShapeDtypeStruct((1, grid.num_anchors, *extra), dtype)
 
     return Targets(

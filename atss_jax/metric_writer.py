@@ -99,7 +99,7 @@ class MetricWriter:
                     f"run.wandb={wandb_project!r}, but wandb is not installed. "
                     "pip install 'atss_jax[wandb]', or set run.wandb=''."
                 )
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports] - an extra
 
             self._wandb = wandb.init(
                 project=wandb_project, dir=os.fspath(workdir), config=dict(config or {})
@@ -118,7 +118,7 @@ class MetricWriter:
         if self._tensorboard is not None:
             self._tensorboard.add_image(name, rgb, step, dataformats="HWC")
         if self._wandb is not None:
-            import wandb
+            import wandb  # pyright: ignore[reportMissingImports] - an extra
 
             self._wandb.log({name: wandb.Image(rgb)}, step=step)
 

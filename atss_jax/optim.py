@@ -17,8 +17,8 @@ from atss_jax.typing import Array, Float, Int
 Params = Any
 """A nested dict of arrays."""
 
-Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
-"""Step, counted from 0, -> learning rate of weights."""
+Schedule = Callable[[Any], Any]
+"""Step (int scalar), counted from 0, -> learning rate of weights (float scalar)."""
 
 
 def scaled_learning_rate(
@@ -152,19 +152,19 @@ def make_optimizer(
 def _add_decay(decay: Params) -> optax.GradientTransformation:
     """Adds `decay * parameter` to each update; frozen leaves are `optax.MaskedNode`s."""
 
-    def update(updates, state, params):
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
         return _zip_map(lambda d, u, p: u + d * p if d else u, decay, updates, params), state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _scale_leaves(factors: Params) -> optax.GradientTransformation:
     """Multiplies each update by its own constant."""
 
-    def update(updates, state, params=None):
+    def update(updates: Params, state: Any, params: Params = None) -> tuple[Params, Any]:
         return _zip_map(lambda f, u: u if f == 1.0 else u * f, factors, updates), state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _zip_map(function, constants: Params, *trees: Params) -> Params:

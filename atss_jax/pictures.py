@@ -100,7 +100,8 @@ def draw_detections(
 
 def draw_assignments(setup: Setup, batch: Batch, count: int) -> list[np.ndarray]:
     """Positives by level on the first images of a training batch, as the network sees them."""
-    grid = setup.settings.grid.with_image_shape(batch.image.shape[1:3])
+    _, bucket_height, bucket_width, _ = batch.image.shape
+    grid = setup.settings.grid.with_image_shape((bucket_height, bucket_width))
     targets = jax.device_get(
         jax.jit(lambda size, gt: assign_targets(setup.settings.assign, grid, size, gt))(
             batch.image_size, batch.ground_truth
@@ -117,7 +118,7 @@ def draw_assignments(setup: Setup, batch: Batch, count: int) -> list[np.ndarray]
             visualize.draw_positives(
                 np.asarray(batch.image[row, :height, :width]),
                 [c[p] for c, p in zip(centers, positive, strict=True)],
-                truth.boxes[row][truth.is_valid[row]],
+                np.asarray(truth.boxes[row])[np.asarray(truth.is_valid[row])],
                 title=f"image {setup.train_set.image_ids[batch.record_index[row]]}",
             )
         )

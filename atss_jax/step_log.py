@@ -157,7 +157,7 @@ class StepLog:
             on_overflow=self._config.data.on_overflow,
         )
         with (folder / f"{name}.npz").open("wb") as file:
-            np.savez_compressed(file, **_flat(batch))
+            np.savez_compressed(file, allow_pickle=False, **_flat(batch))
         about = {
             "step": step,
             "image_ids": image_ids,
@@ -177,7 +177,7 @@ class StepLog:
             )
 
 
-def _flat(batch: Any) -> dict[str, np.ndarray]:
+def _flat(batch: Any) -> dict[str, Any]:
     """A batch as a flat dict of arrays."""
     fields = batch._asdict()
     truth = fields.pop("ground_truth")._asdict()

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from atss_jax import build, compiled, parallel, pictures, run_files, train_step, validation
@@ -193,7 +194,7 @@ class _Loop:
             jax.transfer_guard("disallow"),
         ):
             state, metrics = self._step(state, batch)
-        self._log.add(step, metrics, host_batch.record_index, waited)
+        self._log.add(step, metrics, np.asarray(host_batch.record_index), waited)
         return state
 
     def _evaluate_when_due(self, step: int, state: TrainState) -> dict[str, float] | None:

@@ -123,7 +123,8 @@ def train_step(
       state: before the update.
       batch: the global batch; a multiple of `settings.accumulate` images.
     """
-    grid = settings.grid.with_image_shape(batch.image.shape[1:3])
+    _, height, width, _ = batch.image.shape
+    grid = settings.grid.with_image_shape((height, width))
     targets = assign_targets(settings.assign, grid, batch.image_size, batch.ground_truth, mesh=mesh)
     norms = normalizers(targets)
 

@@ -78,7 +78,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     values = common.parse_arg(arg, **ARGUMENTS)
     _check_together(values)
-    config = atss_r50_fpn_1x.get_config().unlock()
+    config = common.editable(atss_r50_fpn_1x.get_config())
     name, radius = common.choose("assigner", values["assigner"], ASSIGNERS)
     config.assigner.name, config.assigner.center_radius = name, radius
     config.assigner.candidates_per_level = values["k"]

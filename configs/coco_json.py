@@ -11,14 +11,14 @@ The defaults train from random initialisation and suit small sets of small image
 
 from ml_collections import ConfigDict
 
-from configs import atss_r50_fpn_1x
+from configs import atss_r50_fpn_1x, common
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe; it takes no argument."""
     if arg:
         raise ValueError(f"config argument {arg!r}: configs/coco_json.py takes none.")
-    config = atss_r50_fpn_1x.get_config().unlock()
+    config = common.editable(atss_r50_fpn_1x.get_config())
     data, model, optim, run = config.data, config.model, config.optim, config.run
 
     data.name = "coco_json"

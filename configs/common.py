@@ -3,6 +3,8 @@
 import difflib
 from typing import Any
 
+from ml_collections import ConfigDict
+
 
 def parse_arg(arg: str, **declared: Any) -> dict[str, Any]:
     """Values of a recipe's argument.
@@ -46,6 +48,11 @@ def _parse(name: str, text: str, default: Any) -> Any:
         raise ValueError(
             f"config argument {name}={text!r}: expected {kind.__name__}, as in {name}={default}."
         ) from None
+
+
+def editable(config: ConfigDict) -> Any:
+    """An unlocked recipe, to change fields of; typed as Any, since its attributes are dynamic."""
+    return config.unlock()
 
 
 def choose(name: str, value: str, options: dict[str, Any]) -> Any:

@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
       ValueError: unknown names or values.
     """
     improved = common.parse_arg(arg, **ARGUMENTS)["improved"]
-    config = atss_r50_fpn_1x.get_config().unlock()
+    config = common.editable(atss_r50_fpn_1x.get_config())
     config.assigner.name = "spatial_scale"
     config.assigner.center_radius = 0.0
     config.model.regression = "point"

@@ -77,7 +77,7 @@ def get_config(arg: str = "") -> ConfigDict:
       ValueError: unknown names or values.
     """
     values = common.parse_arg(arg, **ARGUMENTS)
-    config = atss_r50_fpn_1x.get_config().unlock()
+    config = common.editable(atss_r50_fpn_1x.get_config())
     backbone = common.choose("backbone", values["backbone"], BACKBONES)
     config.model.backbone, config.model.flavour = backbone.name, backbone.flavour
     config.model.init_from = f"data/weights/{backbone.weights}.safetensors"

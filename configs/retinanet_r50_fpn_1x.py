@@ -11,14 +11,14 @@ With the paper's "improvements" it is `configs/ablations.py:assigner=iou,num_sca
 
 from ml_collections import ConfigDict
 
-from configs import atss_r50_fpn_1x
+from configs import atss_r50_fpn_1x, common
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe; it takes no argument."""
     if arg:
         raise ValueError(f"config argument {arg!r}: configs/retinanet_r50_fpn_1x.py takes none.")
-    config = atss_r50_fpn_1x.get_config().unlock()
+    config = common.editable(atss_r50_fpn_1x.get_config())
     # RetinaNet Sec. 4: sides 4S x (1, 2^1/3, 2^2/3), 32 to 813 px
     config.anchors.anchor_scale = 4.0
     config.anchors.scales_per_octave = 3

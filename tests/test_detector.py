@@ -1,5 +1,7 @@
 """The whole network: shapes, settings, independence of the bucket, frozen parts."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,8 +113,9 @@ def test_frozen_parts():
 
 def test_words_are_checked():
     for field, value in (("p6_from", "p4"), ("backbone", "resnet20"), ("remat", "all")):
+        wrong: Any = {field: value}
         with pytest.raises(ValueError, match=f"{field}='{value}'"):
-            Detector(num_classes=3, **{field: value}).init(
+            Detector(num_classes=3, **wrong).init(
                 jax.random.key(0), jnp.zeros((1, 32, 64, 3)), jnp.array([[32, 64]])
             )
     with pytest.raises(ValueError, match="a point has one box"):

@@ -75,7 +75,7 @@ def test_forward_equals_official(shared, variant):
     settings = TINY | VARIANTS[variant]
     model = Detector(**settings)
     images = jnp.asarray(golden["images"].transpose(0, 2, 3, 1))
-    shape = images.shape[1:3]
+    shape = (images.shape[1], images.shape[2])
     # The official network sees the whole padded batch as image.
     sizes = jnp.array([shape, shape], jnp.int32)
     variables = load_variables(golden, model, images, sizes)

@@ -253,7 +253,8 @@ HEADS = {
 
 def golden_grid(golden):
     """The grid of ours whose boxes are the official anchors."""
-    shape = tuple(int(v) for v in golden["padded_hw"])
+    height, width = (int(v) for v in golden["padded_hw"])
+    shape = height, width
     if "anchors" not in golden.files:  # FCOS has points
         return AnchorGrid(shape, offset_px=0.5)
     official = golden["anchors"] + np.array([0, 0, 1, 1], np.float32)

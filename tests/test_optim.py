@@ -1,5 +1,7 @@
 """The schedule against the official curve, the optimizer against PyTorch's rule by hand."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,20 +9,20 @@ import pytest
 
 from atss_jax import optim
 
-PARAMS = {
+PARAMS: Any = {
     "backbone": {"stem": {"kernel": np.array([1.0, -2.0], np.float32)}},
     "head": {
         "norm": {"scale": np.array([1.0], np.float32), "bias": np.array([0.5], np.float32)},
         "conv": {"kernel": np.array([3.0], np.float32), "bias": np.array([-1.0], np.float32)},
     },
 }
-FROZEN = {
+FROZEN: Any = {
     "backbone": {"stem": {"kernel": True}},
     "head": {"norm": {"scale": False, "bias": False}, "conv": {"kernel": False, "bias": False}},
 }
 
 
-def make(schedule=lambda step: 0.1, **keywords):
+def make(schedule=lambda step: 0.1, **keywords) -> Any:
     return optim.make_optimizer(
         PARAMS, FROZEN, name="sgd", schedule=schedule, weight_decay=0.01, **keywords
     )
@@ -60,16 +62,16 @@ def test_clipping_counts_trained_gradients_only():
     norm = optim.global_norm(gradients, FROZEN)
     np.testing.assert_allclose(norm, 2.0)
     optimizer = make(clip_norm=1.0)
-    updates, _ = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)
+    updates: Any = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)[0]
     np.testing.assert_allclose(updates["head"]["conv"]["bias"], -0.2 * 0.5, rtol=1e-6)
 
 
 def test_adamw_decays_weights_apart_from_the_gradient():
-    optimizer = optim.make_optimizer(
+    optimizer: Any = optim.make_optimizer(
         PARAMS, FROZEN, name="adamw", schedule=lambda step: 0.1, weight_decay=0.01
     )
     zeros = jax.tree.map(np.zeros_like, PARAMS)
-    updates, _ = optimizer.update(zeros, optimizer.init(PARAMS), PARAMS)
+    updates: Any = optimizer.update(zeros, optimizer.init(PARAMS), PARAMS)[0]
     np.testing.assert_allclose(updates["head"]["conv"]["kernel"], -0.1 * 0.01 * 3.0, rtol=1e-6)
     np.testing.assert_allclose(updates["head"]["conv"]["bias"], 0.0)
 

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,8 @@ from atss_jax.models.weight_names import to_flat
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def make_variables(**settings):
-    settings = {"num_classes": 3, "fpn_channels": 32, "head_convs": 1} | settings
+def make_variables(**changes):
+    settings: Any = {"num_classes": 3, "fpn_channels": 32, "head_convs": 1} | changes
     model = Detector(**settings)
     shapes = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, 32, 64, 3)), jnp.array([[32, 64]])

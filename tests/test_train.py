@@ -145,6 +145,12 @@ def start(folder, workdir, *extra, devices=1, stderr=subprocess.PIPE):
     )
 
 
+def first_number(text):
+    found = re.search(r"\d+", text)
+    assert found, text
+    return int(found[0])
+
+
 def wait_for_line(process, pattern):
     for line in process.stderr:
         if re.search(pattern, line):
@@ -163,7 +169,7 @@ def test_sigterm_saves_and_sigkill_loses_little(folder, tmp_path):
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == train.PREEMPTED_EXIT_CODE, errors
     assert time.monotonic() - begin < 20
-    saved = int(re.search(r"saved at step (\d+)", errors)[1])
+    saved = first_number(errors.split("saved at step ")[1])
     process = start(folder, workdir, *many)
     wait_for_line(process, f"going on from the checkpoint of step {saved}")
     wait_for_line(process, r"^step \d+/")
@@ -172,7 +178,7 @@ def test_sigterm_saves_and_sigkill_loses_little(folder, tmp_path):
     rows = read_rows(workdir / "metrics.jsonl")
     process = start(folder, workdir, *many)
     line = wait_for_line(process, "going on from the checkpoint of step")
-    assert int(re.search(r"\d+", line)[0]) >= saved
+    assert first_number(line) >= saved
     wait_for_line(process, r"^step \d+/")
     process.kill()
     process.communicate()
@@ -230,7 +236,7 @@ def test_dead_peer_ends_the_other_and_a_restart_goes_on(folder, tmp_path):
     assert pair[0].returncode != 0 and time.monotonic() - begin < 120
     pair = start_two(folder, tmp_path / "run", *many, devices=1)
     line = wait_for_line(pair[0], "going on from the checkpoint of step")
-    assert int(re.search(r"\d+", line)[0]) >= 10
+    assert first_number(line) >= 10
     for process in pair:
         process.kill()
         process.communicate()

@@ -121,7 +121,7 @@ def _official_name(name: str, arrays: Arrays) -> str | None:
         return None
     tower = f"head/{'cls' if match[1] == 'cls' else 'box'}_tower"
     prefix = f"rpn.head.{match[1]}_tower."
-    step = 3 if np.ndim(arrays.get(f"{prefix}1.weight")) == 1 else 2  # conv, (norm,) relu
+    step = 3 if np.ndim(arrays.get(f"{prefix}1.weight", 0)) == 1 else 2  # conv, (norm,) relu
     index, inside = divmod(int(match[2]), step)
     if inside == 0:
         return f"{tower}/conv{index}{'/offset' if match[3] == '.offset' else ''}/{leaf}"

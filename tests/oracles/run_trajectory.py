@@ -6,6 +6,7 @@ Usage: run_trajectory.py FOLDER SPLIT; JAX_ENABLE_X64 decides the type.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ def train(golden, regression, dtype):
         targets = assign_targets(assign_atss, grid, sizes, ground_truth)
 
         def loss_fn(params):
-            outputs = model.apply({"params": params, "batch_stats": stats}, images, sizes)
+            outputs: Any = model.apply({"params": params, "batch_stats": stats}, images, sizes)
             losses = detection_losses(outputs, targets, grid, regression=regression)
             return losses.total, losses
 
