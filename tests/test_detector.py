@@ -49,6 +49,7 @@ def test_shapes():
     ("backbone", "norm", "tolerance"),
     [("resnet18", "group_norm", 1e-4), ("resnet50", "frozen_bn", 1e-5)],
 )
+@pytest.mark.slow
 def test_bucket_does_not_matter(backbone, norm, tolerance):
     """The same image in a larger bucket, beside noise that must not be read."""
     model = Detector(**SMALL, backbone=backbone, backbone_norm=norm)
@@ -67,6 +68,7 @@ def test_bucket_does_not_matter(backbone, norm, tolerance):
         np.testing.assert_allclose(theirs[:, :h, :w], ours, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_batch_norm_statistics_do_not_see_the_padding():
     model = Detector(**SMALL, backbone="resnet18", backbone_norm="batch_norm")
     image = np.random.default_rng(0).normal(size=(1, 64, 96, 3)).astype(np.float32)
@@ -89,6 +91,7 @@ def test_batch_norm_statistics_do_not_see_the_padding():
     assert min(jax.tree.leaves(moved)) > 0
 
 
+@pytest.mark.slow
 def test_frozen_parts():
     model = Detector(**SMALL, backbone="resnet18", frozen_stages=2)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(1, 64, 96, 3)), jnp.float32)

@@ -127,6 +127,7 @@ def test_mirroring():
     )
 
 
+@pytest.mark.slow
 def test_passes_are_merged(reference):
     """A plain pass alone changes nothing but what voting merges; a second one adds boxes."""
     steps = (case.predict_step(ONE_DEVICE), case.predict_step(ONE_DEVICE, flip=True))

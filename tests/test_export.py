@@ -18,6 +18,8 @@ from atss_jax.inference import Detector
 from tests.small_detector import CATEGORY_IDS, CLASS_NAMES, make_config
 from tests.small_detector import write_workdir as write_run
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(__file__).resolve().parents[1] / "scripts/run_exported.py"
 
 

@@ -20,6 +20,8 @@ from tests.small_detector import (
     write_workdir,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
     rng = np.random.default_rng(seed)

@@ -87,7 +87,7 @@ def test_eval_mode_gives_the_same_numbers(finished):
 def test_another_recipe_is_refused_and_shown(finished, folder):
     _, workdir, _ = finished
     other = tiny.make_config(folder, optim__ema_decay=0.9, optim__learning_rate=0.5)
-    with pytest.raises(ValueError, match=r"config.optim.learning_rate: 0.002 -> 0.5"):
+    with pytest.raises(ValueError, match=r"config.optim.learning_rate: 0.02 -> 0.5"):
         train.train(other, workdir, with_evaluation=False)
 
 

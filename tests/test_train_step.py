@@ -10,6 +10,8 @@ from atss_jax import build, parallel, setup, train_step
 from atss_jax.data import loader
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 NUM_STEPS = 3
 
 
@@ -30,7 +32,7 @@ def mesh_of(count):
 @pytest.fixture(scope="module")
 def run(folder):
     """Runs the tiny recipe's first steps: (number of devices, fsdp, changes) -> metrics, state."""
-    done = {}
+    done, compiled_steps = {}, {}
 
     def steps(devices, *, fsdp=False, corrupt=None, **changes):
         key = (devices, fsdp, corrupt, tuple(changes.items()))
@@ -45,7 +47,10 @@ def run(folder):
         )
         shardings = parallel.state_shardings(state, mesh, fsdp=fsdp)
         state = jax.device_put(state, shardings)
-        step = train_step.make_train_step(parts.settings, mesh, shardings)
+        step = compiled_steps.setdefault(
+            (devices, fsdp, tuple(changes.items())),
+            train_step.make_train_step(parts.settings, mesh, shardings),
+        )
         metrics = []
         for number in range(NUM_STEPS):
             batch = loader.batch_at(parts.train_set, parts.plan, number, max_boxes=16)
