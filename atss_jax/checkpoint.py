@@ -1,4 +1,4 @@
-"""Checkpoints of the training state, by Orbax: asynchronous, atomic, with fall-back.
+"""Checkpoints of the training state, by Orbax: atomic, with fall-back, asynchronous if wanted.
 
 A checkpoint is complete or it is not there: Orbax writes into a temporary folder and renames. What
 it holds beside the state is a small dict (`metrics`), by which the best are kept.

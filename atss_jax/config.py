@@ -220,6 +220,9 @@ class RunConfig:
     log_every: int
     """Steps between progress lines."""
     checkpoint_every: int
+    """Steps between checkpoints: at most so many are lost to a kill."""
+    async_checkpoints: bool
+    """Train on while a checkpoint is written; a kill then loses these steps as well."""
     eval_every: int
     """Steps between evaluations; 0 evaluates at the end only."""
     keep_last: int
@@ -290,6 +293,7 @@ FREE_FIELDS = (
     "data.num_workers",
     "data.prefetch",
     "run.log_every",
+    "run.async_checkpoints",
     "run.distributed",
     "run.coordinator",
     "run.num_processes",

@@ -33,31 +33,50 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class JsonLines:
-    """Appends rows with a "step" to a file, and forgets those that a restored run repeats."""
+    """Appends rows with a "step" to a file, and forgets those that a restored run repeats.
+
+    A bucket (gs://...) cannot append: there, `flush` writes the whole file.
+    """
 
     def __init__(self, path: str | os.PathLike, *, keep_until: int):
         """Opens `path`, dropping rows of steps after `keep_until`."""
         self._path = epath.Path(path)
         rows = [row for row in read_rows(self._path) if row["step"] <= keep_until]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        self._file: Any = None
+        if "://" in os.fspath(self._path):
+            self._text, self._is_flushed = [text], False
+            return
         temporary = self._path.with_name(self._path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.write_text(text)
         temporary.replace(self._path)
         self._file = open(os.fspath(self._path), "a")  # noqa: SIM115 - closed by close()
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends one row; a non-finite number becomes null (JSON has none)."""
         row = {k: v if np.isfinite(v) else None for k, v in row.items()}
-        self._file.write(json.dumps(row) + "\n")
+        line = json.dumps(row) + "\n"
+        if self._file is not None:
+            self._file.write(line)
+        else:
+            self._text.append(line)
+            self._is_flushed = False
 
     def flush(self) -> None:
         """Puts all rows on disk: before a checkpoint that counts on them."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        elif not self._is_flushed:
+            self._text = ["".join(self._text)]
+            self._path.write_text(self._text[0])
+            self._is_flushed = True
 
     def close(self) -> None:
         """Flushes and closes."""
         self.flush()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class MetricWriter:

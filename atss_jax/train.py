@@ -5,6 +5,7 @@ a checkpoint is exactly what was measured, and `metrics.jsonl` is on disk before
 that counts on it.
 """
 
+import dataclasses
 import logging
 import signal
 import time
@@ -75,7 +76,8 @@ def train(config: Config, workdir: epath.Path, *, with_evaluation: bool) -> dict
     setup = set_up(config)
     run_files.claim_workdir(config, workdir, training=True)
     run_files.write_classes(workdir, setup.train_set.class_names, setup.train_set.category_ids)
-    parallel.assert_same_everywhere(config_lib.config_to_json(config), "the configuration")
+    common = dataclasses.replace(config, run=dataclasses.replace(config.run, process_id=0))
+    parallel.assert_same_everywhere(config_lib.config_to_json(common), "the configuration")
     parallel.assert_same_everywhere(setup.plan.fingerprint(), "the data plan")
     compiled.use_compilation_cache(config.run.compilation_cache, workdir)
     checkpointer = Checkpointer(
@@ -231,6 +233,7 @@ class _Loop:
         """Saves what was measured; the metrics file is on disk first."""
         self._log.flush(step)
         self._writer.flush()
+        wait = wait or not self._config.run.async_checkpoints
         self._checkpointer.save(step, state._asdict(), metrics, wait=wait)
         self._progress.pause()
 

@@ -6,6 +6,7 @@ than the image. Nothing here touches a device or matplotlib's global state.
 """
 
 import colorsys
+import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from etils import epath
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -260,7 +262,9 @@ def _finish(figure: Figure, losses: Any, quality: Any, path: str | os.PathLike, 
     losses.set_ylim(bottom=0)
     if title:
         figure.suptitle(title)
-    figure.savefig(os.fspath(path), format="png")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    epath.Path(path).write_bytes(buffer.getvalue())
 
 
 def plot_runs(
@@ -297,13 +301,15 @@ def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
     Raises:
       ValueError: the suffix is none that OpenCV can write, or the file cannot be written.
     """
-    path = os.fspath(path)
+    path = epath.Path(path)
     try:
-        written = cv2.imwrite(path, np.ascontiguousarray(image[..., ::-1]))
+        data = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1]))[1]
     except cv2.error as error:
         raise ValueError(f"{path}: OpenCV cannot write this type. Use .png or .jpg.") from error
-    if not written:
-        raise ValueError(f"{path}: cannot be written. Does the folder exist?")
+    try:
+        path.write_bytes(data.tobytes())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written. Does the folder exist?") from error
 
 
 def _series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

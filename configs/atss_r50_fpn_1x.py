@@ -181,6 +181,7 @@ def run() -> ConfigDict:
             "seed": 0,
             "log_every": 50,
             "checkpoint_every": 1000,
+            "async_checkpoints": False,
             "eval_every": 10_000,
             "keep_last": 2,
             "keep_best": 1,

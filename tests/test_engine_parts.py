@@ -2,6 +2,7 @@
 
 import json
 import logging
+import types
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +88,44 @@ def test_rows_after_the_restored_step_are_written_again(tmp_path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["step"] for row in lines] == [1, 2, 3, 4]
     assert lines[-1]["loss"] is None
+
+
+class BucketPath:
+    """A file in a bucket: whole reads and writes, nothing else."""
+
+    content = None
+
+    def __init__(self, _name):
+        pass
+
+    def __fspath__(self):
+        return "gs://bucket/metrics.jsonl"
+
+    def exists(self):
+        return BucketPath.content is not None
+
+    def read_text(self):
+        return BucketPath.content
+
+    def write_text(self, text):
+        BucketPath.content = text
+
+
+def test_rows_in_a_bucket(monkeypatch):
+    monkeypatch.setattr(metric_writer, "epath", types.SimpleNamespace(Path=BucketPath))
+    rows = metric_writer.JsonLines("gs://bucket/metrics.jsonl", keep_until=0)
+    for step in (1, 2, 3):
+        rows.write({"step": step})
+        rows.flush()
+    rows.write({"step": 4})  # never flushed: lost with its process
+    rows = metric_writer.JsonLines("gs://bucket/metrics.jsonl", keep_until=2)
+    rows.write({"step": 3})
+    rows.close()
+    assert [row["step"] for row in metric_writer.read_rows("gs://bucket/metrics.jsonl")] == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_rows_match_their_steps(tmp_path):

@@ -1,7 +1,6 @@
 """Evaluation: the same numbers for all hosts, devices and batch sizes; each image once."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from atss_jax import evaluate, parallel
 from atss_jax.multiscale import make_passes
 from atss_jax.parallel import AXIS
 from tests import evaluate_case as case
+from tests.conftest import with_devices
 
 ONE_DEVICE = jax.make_mesh(
     (1,), (AXIS,), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,)
@@ -51,7 +51,7 @@ def test_two_processes(reference):
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
     program = Path(case.__file__)
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    environment = with_devices(1)
     processes = [
         subprocess.Popen(
             [sys.executable, str(program), str(i), "2", port, "1", "7", "16"],

@@ -1,6 +1,5 @@
 """Two processes of one job read disjoint rows of the same global batches (loopback)."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 
 from atss_jax.data import loader
 from atss_jax.data.batch_plan import BatchPlan
+from tests.conftest import with_devices
 from tests.input_case import BUCKETS, STEPS
 from tests.test_loader import make_set
 
@@ -27,7 +27,7 @@ def free_port() -> int:
 def test_two_processes_share_the_batches(tmp_path):
     dataset = make_set(tmp_path, 13)
     coordinator = f"127.0.0.1:{free_port()}"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = with_devices(1)
     jobs = [
         # the second process reads in a worker: that must change nothing
         subprocess.Popen(

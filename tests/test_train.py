@@ -1,7 +1,6 @@
 """Whole runs of the tiny recipe: files, resume, refusals, kills, several processes."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -20,6 +19,7 @@ from jax.sharding import AxisType
 from atss_jax import parallel, train, validation
 from atss_jax.metric_writer import read_rows
 from tests import tiny
+from tests.conftest import with_devices
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -87,7 +87,7 @@ def test_eval_mode_gives_the_same_numbers(finished):
 def test_another_recipe_is_refused_and_shown(finished, folder):
     _, workdir, _ = finished
     other = tiny.make_config(folder, optim__ema_decay=0.9, optim__learning_rate=0.5)
-    with pytest.raises(ValueError, match=r"config.optim.learning_rate: 0.02 -> 0.5"):
+    with pytest.raises(ValueError, match=r"config.optim.learning_rate: 0.002 -> 0.5"):
         train.train(other, workdir, with_evaluation=False)
 
 
@@ -129,20 +129,30 @@ def test_damaged_checkpoint_falls_back_and_ends_the_same(finished, tmp_path, cap
         np.testing.assert_array_equal(a, b)
 
 
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def no_process_left():
+    """A failed test leaves no run behind."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.communicate()
+
+
 def start(folder, workdir, *extra, devices=1, stderr=subprocess.PIPE):
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "atss_jax.main", f"--workdir={workdir}", "--mode=train"]
         + [*tiny.flags(folder), *extra],
         cwd=ROOT,
-        env=environment,
+        env=with_devices(devices),
         stderr=stderr,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def first_number(text):
@@ -183,7 +193,7 @@ def test_sigterm_saves_and_sigkill_loses_little(folder, tmp_path):
     process.kill()
     process.communicate()
     steps = [row["step"] for row in read_rows(workdir / "metrics.jsonl")]
-    assert steps == list(range(1, len(steps) + 1)) and len(rows) > 20
+    assert steps == list(range(1, len(steps) + 1)) and len(rows) >= saved
 
 
 def free_port():

@@ -1,5 +1,7 @@
 """One step: the same on one and on many devices, whole or in parts; nothing bad gets in."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,7 @@ from tests import tiny
 
 pytestmark = pytest.mark.slow
 
-NUM_STEPS = 3
+NUM_STEPS = 10
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +41,10 @@ def run(folder):
         if key in done:
             return done[key]
         config = tiny.make_config(folder, **changes)
-        parts = setup.set_up(config)
         mesh = mesh_of(devices)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parallel, "make_mesh", lambda: mesh)
+            parts = setup.set_up(config)
         state = train_step.init_state(
             parts.settings,
             jax.jit(lambda: build.init_variables(config, parts.settings.model, 0))(),
@@ -76,9 +80,7 @@ def losses(metrics):
     return np.array([[m.loss, m.loss_cls, m.loss_box, m.loss_centerness] for m in metrics])
 
 
-@pytest.mark.parametrize(
-    "devices, fsdp", [(4, False), pytest.param(8, True, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("devices, fsdp", [(4, False), (8, True)])
 def test_number_of_devices_does_not_matter(run, devices, fsdp):
     one, state_one, _ = run(1)
     many, state_many, _ = run(devices, fsdp=fsdp)
@@ -90,7 +92,6 @@ def test_number_of_devices_does_not_matter(run, devices, fsdp):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-@pytest.mark.slow
 def test_accumulation_is_the_whole_batch(run):
     """Group norm, so that the statistics do not depend on the micro-batch."""
     whole, state_whole, _ = run(1, model__backbone_norm="group_norm")
@@ -129,17 +130,14 @@ def test_nan_weights_skip_the_update_and_keep_everything(folder):
     state = train_step.init_state(parts.settings, variables)
     metrics_like = train_step.Losses(*(jnp.array(v) for v in (np.nan, 1.0, 1.0, 1.0, 3.0)))
     ones = jax.tree.map(jnp.ones_like, state.params)
-    new, metrics = train_step._update(
-        parts.settings, state, ones, metrics_like, state.batch_stats, jnp.array(3.0)
-    )
+    update = jax.jit(functools.partial(train_step._update, parts.settings))
+    new, metrics = update(state, ones, metrics_like, state.batch_stats, jnp.array(3.0))
     assert not metrics.is_finite and int(new.step) == 1
     for a, b in zip(jax.tree.leaves(new[1:]), jax.tree.leaves(state[1:]), strict=True):
         np.testing.assert_array_equal(a, b)
     bad = jax.tree.map(lambda g: g.at[(0,) * g.ndim].set(jnp.inf), ones)
     fine = metrics_like._replace(total=jnp.array(1.0))
-    new, metrics = train_step._update(
-        parts.settings, state, bad, fine, state.batch_stats, jnp.array(3.0)
-    )
+    new, metrics = update(state, bad, fine, state.batch_stats, jnp.array(3.0))
     assert not metrics.is_finite
     for a, b in zip(jax.tree.leaves(new.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -5,18 +5,19 @@ The model, ATSS, the losses and the optimizer together, in float64 where the com
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import with_devices
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(shared, split, *, x64):
-    environment = {**os.environ, "JAX_ENABLE_X64": "1" if x64 else "0", "XLA_FLAGS": ""}
+    environment = {**with_devices(1), "JAX_ENABLE_X64": "1" if x64 else "0"}
     script = ROOT / "tests" / "oracles" / "run_trajectory.py"
     command = [sys.executable, str(script), str(shared / "golden" / "trajectory"), split]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

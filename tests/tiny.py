@@ -54,7 +54,7 @@ def overrides(folder: Path) -> dict[str, dict[str, object]]:
             "max_long_side": 88,
         },
         "model": {"width": 0.125, "fpn_channels": 32, "head_convs": 1},
-        "optim": {"name": "sgd", "learning_rate": 0.02, "num_steps": 6, "warmup_steps": 2},
+        "optim": {"name": "sgd", "learning_rate": 0.002, "num_steps": 6, "warmup_steps": 2},
         "eval": {"num_pictures": 2},
         "run": {
             "checkpoint_every": 2,
