@@ -1,7 +1,10 @@
 """Runs one mode of the command line, and turns outcomes into exit codes."""
 
+import os
 import sys
+import traceback
 
+import jax
 from etils import epath
 
 from atss_jax import describe, export, predict, step_log, train, validation
@@ -18,7 +21,17 @@ def run(mode: str, config: Config, workdir: str) -> int:
       workdir: folder of the run.
     """
     configure_logging()
-    folder = epath.Path(workdir)
+    try:
+        return _run(mode, config, epath.Path(workdir))
+    except Exception:
+        if jax.process_count() == 1:
+            raise
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # a clean end would wait for the other processes, of which one may be dead
+
+
+def _run(mode: str, config: Config, folder: epath.Path) -> int:
     if mode in ("train", "train_and_eval"):
         try:
             train.train(config, folder, with_evaluation=mode == "train_and_eval")

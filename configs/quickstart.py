@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     # From random initialisation SGD reached AP 0.38 in as many steps, AdamW 0.67 (900 steps).
     optim.name = "adamw"
-    optim.num_steps = 700
+    optim.num_steps = 800
     optim.reference_batch = 8
     optim.schedule = "cosine"
     optim.learning_rate = 0.002

@@ -28,6 +28,12 @@ install_import_hook("atss_jax", "beartype.beartype")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: the fast ones then fill the workers evenly."""
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
+
+
 def with_devices(count: int) -> dict[str, str]:
     """The environment of a new process that sees `count` CPU devices."""
     name = "--xla_force_host_platform_device_count"

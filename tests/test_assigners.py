@@ -65,10 +65,10 @@ def assert_equals_oracle(got, expected, where):
     ("k", "settings_of_grid"),
     GRIDS + [pytest.param(*case, marks=pytest.mark.slow) for case in MORE_GRIDS],
 )
-@settings(max_examples=8, derandomize=True, deadline=None, database=None)
+@settings(max_examples=10, derandomize=True, deadline=None, database=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_atss_equals_algorithm_1(k, settings_of_grid, seed):
-    """8 grids x 8 examples x 36 scenes."""
+    """8 grids x 10 examples x 36 scenes, of which at least 26: over 2,000 compared in all."""
     rng = np.random.default_rng(seed)
     grid = AnchorGrid(**settings_of_grid)
     sizes, boxes, gt = random_scenes(rng, grid, BATCH)
@@ -83,7 +83,7 @@ def test_atss_equals_algorithm_1(k, settings_of_grid, seed):
             num_sure += 1
             got = type(found)(*(field[i] for field in found))
             assert_equals_oracle(got, expected, f"seed {seed}, scene {i}")
-    assert num_sure > BATCH // 2
+    assert num_sure >= 26
 
 
 @functools.lru_cache

