@@ -241,4 +241,5 @@ def _clock(seconds: float) -> str:
 def configure_logging() -> None:
     """Warnings and errors of this package on stderr, one line each."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every save at length
+    for name in ("absl", "jax"):  # Orbax tells every save at length, JAX each missing backend
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -20,6 +20,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -38,6 +39,13 @@ def with_devices(count: int) -> dict[str, str]:
     """The environment of a new process that sees `count` CPU devices."""
     name = "--xla_force_host_platform_device_count"
     return {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {name}={count}"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file():
+    """Programs of a file are dropped after it, or a worker holds gigabytes of them at the end."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
