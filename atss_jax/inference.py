@@ -89,9 +89,10 @@ class Detector:
         """A detector from a run's workdir, or from a weights file.
 
         Args:
-          path: a workdir (newest checkpoint), or weights (.safetensors, .npz).
-          config: recipe; needed for a weights file, replaces the workdir's otherwise.
-          class_names: needed for a weights file; a workdir knows them.
+          path: a workdir (newest checkpoint), a safetensors file that scripts/convert_weights.py
+            wrote of a workdir, or other weights (.safetensors, .npz).
+          config: recipe; needed for other weights, replaces a workdir's.
+          class_names: needed for other weights; the first two know them.
           batch_size: images that the device sees at once.
 
         Raises:
@@ -100,8 +101,17 @@ class Detector:
         """
         folder = epath.Path(path)
         if not folder.is_dir():
+            if config is None and class_names is None:
+                saved = pretrained.load_detector(path)
+                return cls(
+                    config_lib.config_from_json(saved.config_json),
+                    saved.variables,
+                    saved.class_names,
+                    saved.category_ids,
+                    batch_size=batch_size,
+                )
             if config is None or class_names is None:
-                raise ValueError(f"{path}: a weights file needs config=... and class_names=...")
+                raise ValueError(f"{path}: give both config=... and class_names=..., or neither.")
             model = build.make_model(config, len(class_names))
             start = jax.jit(lambda: build.init_variables(config, model, config.run.seed))()
             variables = pretrained.load_into(os.fspath(path), jax.device_get(start))

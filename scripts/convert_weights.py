@@ -46,7 +46,13 @@ def convert_workdir(workdir: str, target: str) -> None:
 
     detector = Detector.load(workdir)
     config_json = (Path(workdir) / "config.json").read_text()
-    pretrained.save_detector(target, detector.variables, detector.class_names, config_json)
+    pretrained.save_detector(
+        target,
+        detector.variables,
+        detector.class_names,
+        config_json,
+        category_ids=detector.category_ids,
+    )
     print(f"{target}: {', '.join(detector.class_names)}")
 
 

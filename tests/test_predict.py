@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -12,6 +14,7 @@ import pytest
 from atss_jax import predict
 from atss_jax.data import media
 from atss_jax.inference import Detector
+from atss_jax.models import pretrained
 from tests.small_detector import (
     CATEGORY_IDS,
     CLASS_NAMES,
@@ -21,6 +24,8 @@ from tests.small_detector import (
 )
 
 pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
@@ -60,6 +65,23 @@ def test_batches_equal_single_images(detector):
 
 
 @pytest.mark.slow
+def test_weights_out_and_in_again(workdir, detector, tmp_path):
+    """One safetensors file is the whole detector: same detections, bit for bit."""
+    path = tmp_path / "detector.safetensors"
+    command = [sys.executable, str(ROOT / "scripts" / "convert_weights.py")]
+    subprocess.run([*command, f"--workdir={workdir}", f"--output={path}"], check=True)
+    again = Detector.load(path, batch_size=2)
+    assert again.class_names == detector.class_names
+    assert again.category_ids == detector.category_ids
+    zeros = jax.tree.map(np.zeros_like, jax.device_get(detector.variables))
+    started = pretrained.load_into(path, zeros)  # what model.init_from does
+    for a, b in zip(jax.tree.leaves(started), jax.tree.leaves(detector.variables), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for image in PICTURES[:2]:
+        for a, b in zip(again(image), detector(image), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_test_time_augmentation_reaches_prediction():
     config = make_config(**{"eval.multiscale": "flip"})
     detector = Detector(config, make_variables(config), CLASS_NAMES, CATEGORY_IDS)
@@ -77,8 +99,10 @@ def test_test_time_augmentation_reaches_prediction():
 def test_bad_arguments(detector, tmp_path):
     with pytest.raises(ValueError, match="type float32 and shape .*give uint8 RGB"):
         detector(PICTURES[0].astype(np.float32))
-    with pytest.raises(ValueError, match="needs config=... and class_names=..."):
+    with pytest.raises(FileNotFoundError, match="no such weights file"):
         Detector.load(tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match="both config=... and class_names=..., or neither"):
+        Detector.load(tmp_path / "weights.safetensors", class_names=["a"])
     with pytest.raises(FileNotFoundError, match="no image there"):
         media.find_images(str(tmp_path))
 

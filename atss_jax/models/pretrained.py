@@ -33,6 +33,7 @@ class SavedDetector(NamedTuple):
 
     variables: Variables
     class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
     config_json: str
 
 
@@ -232,7 +233,12 @@ def load_into(path: str | os.PathLike, variables: Variables) -> Variables:
 
 
 def save_detector(
-    path: str | os.PathLike, variables: Variables, class_names: Sequence[str], config_json: str
+    path: str | os.PathLike,
+    variables: Variables,
+    class_names: Sequence[str],
+    config_json: str,
+    *,
+    category_ids: Sequence[int] = (),
 ) -> None:
     """Writes a whole detector to one safetensors file, bit for bit.
 
@@ -241,11 +247,14 @@ def save_detector(
       variables: of the network.
       class_names: by class index.
       config_json: the run's config.
+      category_ids: the data set's own, by class index; 1, 2, ... if not given.
     """
     path = Path(path)
+    ids = [int(i) for i in category_ids] or list(range(1, len(class_names) + 1))
     metadata = {
         "format": "atss_jax",
         "class_names": json.dumps(list(class_names)),
+        "category_ids": json.dumps(ids),
         "config": config_json,
     }
     arrays = {name: np.ascontiguousarray(array) for name, array in flatten(variables).items()}
@@ -270,4 +279,5 @@ def load_detector(path: str | os.PathLike) -> SavedDetector:
             "another library, use config.model.init_from."
         )
     class_names = tuple(json.loads(metadata["class_names"]))
-    return SavedDetector(unflatten(arrays), class_names, metadata["config"])
+    category_ids = tuple(json.loads(metadata["category_ids"]))
+    return SavedDetector(unflatten(arrays), class_names, category_ids, metadata["config"])
