@@ -174,8 +174,10 @@ def test_bad_files(tmp_path):
         to_flat({"encoder.weight": np.zeros(3)})
     foreign = tmp_path / "foreign.safetensors"
     save_file({"conv1.weight": np.zeros(3, np.float32)}, foreign)
-    with pytest.raises(ValueError, match="not written by atss_jax"):
-        pretrained.load_detector(foreign)
+    np.savez(tmp_path / "foreign.npz", weight=np.zeros(3))
+    for path in (foreign, tmp_path / "foreign.npz"):
+        with pytest.raises(ValueError, match="not written by atss_jax"):
+            pretrained.load_detector(path)
 
 
 def test_half_width_resnet50(shared):

@@ -271,12 +271,14 @@ def load_detector(path: str | os.PathLike) -> SavedDetector:
       ValueError: a safetensors file of something else.
     """
     arrays = read_arrays(path)
-    with safe_open(path, framework="numpy") as file:
-        metadata = file.metadata() or {}
+    metadata = {}
+    if Path(path).suffix == ".safetensors":
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
     if metadata.get("format") != "atss_jax":
         raise ValueError(
             f"{path}: not written by atss_jax (no such metadata). To start from the weights of "
-            "another library, use config.model.init_from."
+            "another library, use config.model.init_from, or give a config and class names."
         )
     class_names = tuple(json.loads(metadata["class_names"]))
     category_ids = tuple(json.loads(metadata["category_ids"]))
