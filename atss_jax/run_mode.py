@@ -23,9 +23,9 @@ def run(mode: str, config: Config, workdir: str) -> int:
     configure_logging()
     try:
         return _run(mode, config, epath.Path(workdir))
-    except Exception:
-        if jax.process_count() == 1:
-            raise
+    except Exception as error:
+        if jax.process_count() == 1 or isinstance(error, ValueError | FileNotFoundError):
+            raise  # a user's mistake ends all processes alike
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)  # a clean end would wait for the other processes, of which one may be dead
