@@ -200,7 +200,8 @@ def wait_for_line(process, pattern):
 def test_sigterm_saves_and_sigkill_loses_little(folder, tmp_path):
     """SIGTERM exits with its code within seconds; SIGKILL goes on from a whole checkpoint."""
     workdir = tmp_path / "run"
-    process = start(folder, workdir, *MANY)
+    many = [*MANY, "--config.run.async_checkpoints=True"]
+    process = start(folder, workdir, *many)
     wait_for_line(process, r"^step 20/")
     begin = time.monotonic()
     process.send_signal(signal.SIGTERM)
@@ -208,13 +209,13 @@ def test_sigterm_saves_and_sigkill_loses_little(folder, tmp_path):
     assert process.returncode == train.PREEMPTED_EXIT_CODE, errors
     assert time.monotonic() - begin < 20
     saved = first_number(errors.split("saved at step ")[1])
-    process = start(folder, workdir, *MANY)
+    process = start(folder, workdir, *many)
     wait_for_line(process, f"going on from the checkpoint of step {saved}")
     wait_for_line(process, r"^step \d+/")
     process.kill()
     process.communicate()
     rows = read_rows(workdir / "metrics.jsonl")
-    process = start(folder, workdir, *MANY)
+    process = start(folder, workdir, *many)
     line = wait_for_line(process, "going on from the checkpoint of step")
     assert first_number(line) >= saved
     wait_for_line(process, r"^step \d+/")
