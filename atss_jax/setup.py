@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from atss_jax import build, parallel, train_step
+from atss_jax import build, compiled, parallel, train_step
 from atss_jax.config import Config
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
@@ -66,6 +66,8 @@ def initial_state(config: Config, setup: Setup) -> TrainState:
         from atss_jax.models import pretrained  # readers of weight files, only where needed
 
         variables = pretrained.load_into(config.model.init_from, jax.device_get(variables))
-    return jax.jit(
+    state = jax.jit(
         lambda v: train_step.init_state(setup.settings, v), out_shardings=setup.shardings
     )(variables)
+    compiled.return_freed_memory()
+    return state

@@ -11,7 +11,8 @@ the pipeline; real data are the recipe's. Weights are random. The network, the o
 loop are those of training. With --torchvision both sides run in one call, a few steps each in turn,
 with the same shapes, batch, frozen layers and threads; the last line is JSON. Compare on a quiet
 machine only: where other processes want the cores, PyTorch's threads wait for each other and its
-steps take many times longer. The load average is part of the figures.
+steps take many times longer. The load average is part of the figures. peak_rss_mib is the largest
+resident set while training, compile_peak_rss_mib the one before, while compiling twice.
 """
 
 import argparse
@@ -35,9 +36,21 @@ BOXES_PER_IMAGE = 7
 
 
 def peak_memory_mib() -> float:
-    """Largest resident set of this process so far."""
+    """Largest resident set of this process so far, or since `forget_peak_memory`.
+
+    Not `ru_maxrss` on Linux: a child process begins with its parent's.
+    """
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def forget_peak_memory() -> None:
+    """Starts `peak_memory_mib` again from the present resident set (Linux only)."""
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def read_recipe(text: str, changes: list[str]) -> dict[str, Any]:
@@ -154,6 +167,8 @@ class OurTraining:
                 self._step.program(self.state, abstract)
             costs = self._step.costs.values()
             self.compile_seconds.append(sum(c.compile_seconds for c in costs))
+        self.compile_peak_mib = peak_memory_mib()
+        forget_peak_memory()
         self._batches = loader.train_batches(
             setup.train_set, setup.plan, start_step=0, **build.train_batch_keywords(config)
         )
@@ -197,6 +212,7 @@ class OurTraining:
             "compile_warm_s": warm,
             "argument_mib": max(c.argument_bytes for c in costs) / 2**20,
             "temporary_mib": max(c.temporary_bytes for c in costs) / 2**20,
+            "compile_peak_rss_mib": self.compile_peak_mib,
             "peak_rss_mib": peak_memory_mib(),
             "input_wait_fraction": self.waited / sum(seconds),
         }

@@ -197,6 +197,27 @@ def test_shapes(tmp_path, monkeypatch):
     assert load_tfds("shapes", "validation", str(tmp_path)).num_records == 5
 
 
+def test_a_set_that_another_process_has_built_meanwhile_is_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "SPLIT_SIZES", {"train": 6, "validation": 2})
+    builder = tfds_builders.BUILDERS["shapes"]
+    build: Any = builder.download_and_prepare
+
+    def build_second(self):
+        first = builder(data_dir=str(tmp_path), file_format="array_record")
+        build(first)
+        raise FileExistsError("the folder is there")
+
+    monkeypatch.setattr(builder, "download_and_prepare", build_second)
+    assert load_tfds("shapes", "train", str(tmp_path)).num_records == 6
+
+    def fail(self):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(builder, "download_and_prepare", fail)
+    with pytest.raises(OSError, match="disk full"):
+        load_tfds("shapes", "train", str(tmp_path / "other"))
+
+
 def test_scenes_are_fixed_and_separable():
     scenes = [synthetic.make_scene("train", n) for n in range(150)]
     again = synthetic.make_scene("train", 7)

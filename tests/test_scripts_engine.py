@@ -205,6 +205,20 @@ class FakeTraining:
         self.is_closed = True
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_is_the_process_own_and_can_be_forgotten():
+    code = "import bench_train; print(bench_train.peak_memory_mib())"
+    large = np.ones(400 * 2**17)  # 400 MiB
+    before = bench_train.peak_memory_mib()
+    own = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, text=True
+    )
+    assert float(own.stdout) < 200 < 400 < before
+    del large
+    bench_train.forget_peak_memory()
+    assert bench_train.peak_memory_mib() < before - 300
+
+
 def test_benchmark_takes_turns_and_divides_by_the_rivals_time(tmp_path, monkeypatch):
     fake, log = tmp_path / "python", tmp_path / "log"
     fake.write_text(

@@ -124,9 +124,17 @@ def load_tfds(
 
 
 def _build(name: str, data_dir: str) -> str:
-    """Generates a set of `BUILDERS`; returns its folder."""
+    """Generates a set of `BUILDERS`; returns its folder.
+
+    Processes may do so at the same time in one folder: every one makes the same files, and the
+    first to finish moves them to their place.
+    """
     builder = BUILDERS[name](data_dir=data_dir, file_format="array_record")
-    builder.download_and_prepare()
+    try:
+        builder.download_and_prepare()
+    except OSError:
+        if find_builder_dir(name, data_dir) is None:
+            raise
     return str(builder.data_path)
 
 
