@@ -164,8 +164,8 @@ def own_masks(
     heights, widths = image_size[:, 0], image_size[:, 1]
     padded_h, padded_w = pyramid.padded_side(heights), pyramid.padded_side(widths)
     body = tuple(
-        pyramid.inside_mask((shape[0] // s, shape[1] // s), padded_h // s, padded_w // s)
-        for s in (2, 4, 8, 16, 32)
+        pyramid.inside_mask((shape[0] >> n, shape[1] >> n), padded_h >> n, padded_w >> n)
+        for n in range(1, 6)  # strides 2, 4, 8, 16, 32
     )
     sides = zip(pyramid.level_sides(heights), pyramid.level_sides(widths), strict=True)
     levels = tuple(
