@@ -18,8 +18,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from atss_jax import build, multiscale, validation
-from atss_jax import config as config_lib
+from atss_jax import build, config_check, multiscale, validation
 from atss_jax.config import Config
 from atss_jax.data import images, media
 from atss_jax.data.batch_plan import choose_bucket
@@ -104,7 +103,7 @@ class Detector:
             if config is None and class_names is None:
                 saved = pretrained.load_detector(path)
                 return cls(
-                    config_lib.config_from_json(saved.config_json),
+                    config_check.config_from_json(saved.config_json),
                     saved.variables,
                     saved.class_names,
                     saved.category_ids,
@@ -118,7 +117,7 @@ class Detector:
             ids = range(1, len(class_names) + 1)
             return cls(config, variables, class_names, tuple(ids), batch_size=batch_size)
         if config is None:
-            config = config_lib.config_from_json((folder / "config.json").read_text())
+            config = config_check.config_from_json((folder / "config.json").read_text())
         names, ids = load_classes(config, folder)
         model = build.make_model(config, len(names))
         mesh = jax.make_mesh(

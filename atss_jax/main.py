@@ -12,7 +12,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from atss_jax import config as config_lib
+from atss_jax import config_check
 
 MODES = ("train", "eval", "train_and_eval", "predict", "export", "describe")
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments {list(argv[1:])}: flags only.")
     if _CONFIG.value is None:
         raise app.UsageError("--config is missing, as in --config=configs/quickstart.py.")
-    config = config_lib.check_config(_CONFIG.value.to_dict())
+    config = config_check.check_config(_CONFIG.value.to_dict())
     if not _WORKDIR.value and _MODE.value != "describe":
         raise app.UsageError("--workdir is missing: the folder of the run.")
 
@@ -49,8 +49,8 @@ def check_flag_names(argv: Sequence[str]) -> str | None:
         name = match[1]
         if name.startswith("config."):
             field = name.removeprefix("config.")
-            if field not in config_lib.field_names():
-                return config_lib.unknown_field_message(field)
+            if field not in config_check.field_names():
+                return config_check.unknown_field_message(field)
         elif (
             name not in known
             and name not in absl_flags

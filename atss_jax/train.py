@@ -15,8 +15,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from atss_jax import build, compiled, parallel, pictures, run_files, train_step, validation
-from atss_jax import config as config_lib
+from atss_jax import (
+    build,
+    compiled,
+    config_check,
+    parallel,
+    pictures,
+    run_files,
+    train_step,
+    validation,
+)
 from atss_jax.checkpoint import Checkpointer
 from atss_jax.config import Config
 from atss_jax.data import loader
@@ -77,7 +85,7 @@ def train(config: Config, workdir: epath.Path, *, with_evaluation: bool) -> dict
     run_files.claim_workdir(config, workdir, training=True)
     run_files.write_classes(workdir, setup.train_set.class_names, setup.train_set.category_ids)
     common = dataclasses.replace(config, run=dataclasses.replace(config.run, process_id=0))
-    parallel.assert_same_everywhere(config_lib.config_to_json(common), "the configuration")
+    parallel.assert_same_everywhere(config_check.config_to_json(common), "the configuration")
     parallel.assert_same_everywhere(setup.plan.fingerprint(), "the data plan")
     compiled.use_compilation_cache(config.run.compilation_cache, workdir)
     checkpointer = Checkpointer(

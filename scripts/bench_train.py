@@ -63,7 +63,7 @@ def read_recipe(text: str, changes: list[str]) -> dict[str, Any]:
     Raises:
       ValueError: no such file, or a change that is no "group.field=value" of a known field.
     """
-    from atss_jax import config as config_lib
+    from atss_jax import config_check
 
     path, _, argument = text.partition(":")
     if not Path(path).is_file():
@@ -77,8 +77,8 @@ def read_recipe(text: str, changes: list[str]) -> dict[str, Any]:
         name, equals, value = change.partition("=")
         if not equals:
             raise ValueError(f"--set {change}: give GROUP.FIELD=VALUE, as in data.global_batch=2.")
-        if name not in config_lib.field_names():
-            raise ValueError(f"--set {change}: {config_lib.unknown_field_message(name)}")
+        if name not in config_check.field_names():
+            raise ValueError(f"--set {change}: {config_check.unknown_field_message(name)}")
         group, field = name.split(".")
         try:
             values[group][field] = ast.literal_eval(value)
@@ -142,7 +142,7 @@ class OurTraining:
         from etils import epath
 
         from atss_jax import build, compiled, parallel, train_step
-        from atss_jax.config import check_config
+        from atss_jax.config_check import check_config
         from atss_jax.data import loader
         from atss_jax.setup import initial_state, set_up
 

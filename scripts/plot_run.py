@@ -11,7 +11,7 @@ from pathlib import Path
 
 from etils import epath
 
-from atss_jax import visualize
+from atss_jax import curves
 from atss_jax.metric_writer import read_rows
 
 
@@ -42,9 +42,9 @@ def plot(workdirs: list[Path], output: Path | None) -> Path:
         runs[short if short not in runs else str(workdir)] = rows
     if len(runs) == 1:
         ((name, rows),) = runs.items()
-        visualize.plot_curves(rows, output, title=name)
+        curves.plot_curves(rows, output, title=name)
     else:
-        visualize.plot_runs(runs, output)
+        curves.plot_runs(runs, output)
     return output
 
 

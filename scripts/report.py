@@ -18,7 +18,7 @@ import cv2
 import jax
 import numpy as np
 
-from atss_jax import build, config, error_analysis, visualize
+from atss_jax import build, config_check, error_analysis, visualize
 from atss_jax.coco_metrics import METRICS, coco_metrics, mean_known, precision_curves
 from atss_jax.data.batch_rows import read_image
 from atss_jax.data.images import resized_size
@@ -65,7 +65,7 @@ def make_report(workdir: Path) -> str:
     for name in ("config.json", "detections.json"):
         if not (workdir / name).exists():
             raise FileNotFoundError(f"{workdir / name}: missing. Run --mode=eval on it first.")
-    recipe = config.config_from_json((workdir / "config.json").read_text())
+    recipe = config_check.config_from_json((workdir / "config.json").read_text())
     dataset = build.load_dataset(recipe, "val")
     results = json.loads((workdir / "detections.json").read_text())
     truth = dataset.coco_ground_truth()

@@ -6,16 +6,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from atss_jax import build, run_files
-from atss_jax import config as config_lib
+from atss_jax import build, config_check, run_files
 from atss_jax.checkpoint import Checkpointer
+from atss_jax.config import Config
 from configs import coco_json
 
 CLASS_NAMES = ("ring", "box", "dot")
 CATEGORY_IDS = (2, 5, 9)
 
 
-def make_config(**fields) -> config_lib.Config:
+def make_config(**fields) -> Config:
     """The COCO recipe, as small as it gets; `fields` are "group.name" -> value."""
     config: Any = coco_json.get_config().unlock()
     values = {
@@ -28,10 +28,10 @@ def make_config(**fields) -> config_lib.Config:
     for name, value in values.items():
         group, field = name.split(".")
         config[group][field] = value
-    return config_lib.check_config(config.to_dict())
+    return config_check.check_config(config.to_dict())
 
 
-def make_variables(config: config_lib.Config):
+def make_variables(config: Config):
     """Random weights, louder than a fresh network's so that images differ."""
     model = build.make_model(config, len(CLASS_NAMES))
     variables = jax.device_get(jax.jit(lambda: build.init_variables(config, model, 3))())
@@ -45,7 +45,7 @@ def make_variables(config: config_lib.Config):
     return {"params": params, "batch_stats": variables.get("batch_stats", {})}
 
 
-def write_workdir(folder, config: config_lib.Config) -> None:
+def write_workdir(folder, config: Config) -> None:
     """A run with one checkpoint."""
     workdir = epath.Path(folder)
     run_files.claim_workdir(config, workdir, training=True)

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from atss_jax import compiled, metric_writer, parallel, run_files
 from atss_jax.checkpoint import Checkpointer, restore_part
-from atss_jax.config import check_config
+from atss_jax.config_check import check_config
 from configs import quickstart
 
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from atss_jax import visualize
+from atss_jax import curves, visualize
 
 GRAY = np.full((60, 90, 3), 128, np.uint8)
 
@@ -84,7 +84,7 @@ def test_images_are_written_as_rgb(tmp_path):
 def test_curves_of_a_run_and_of_none(tmp_path):
     rows = [{"step": i, "loss": 2.0 / (i + 1), "loss_cls": None} for i in range(50)]
     rows += [{"step": i, "eval/AP": i / 100, "eval/AP50": i / 60} for i in (10, 49)]
-    visualize.plot_curves(rows, tmp_path / "run.png", title="run")
-    visualize.plot_curves([], tmp_path / "none.png")
+    curves.plot_curves(rows, tmp_path / "run.png", title="run")
+    curves.plot_curves([], tmp_path / "none.png")
     run, none = (read(tmp_path / f"{name}.png") for name in ("run", "none"))
     assert run.shape == none.shape and np.any(run != none)

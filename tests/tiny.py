@@ -5,7 +5,8 @@ from pathlib import Path
 
 import cv2
 
-from atss_jax.config import Config, check_config
+from atss_jax.config import Config
+from atss_jax.config_check import check_config
 from atss_jax.data import synthetic
 from configs import quickstart
 
