@@ -34,7 +34,7 @@ def mesh_of(count):
 @pytest.fixture(scope="module")
 def run(folder):
     """Runs the tiny recipe's first steps: (number of devices, fsdp, changes) -> metrics, state."""
-    done, compiled_steps = {}, {}
+    done, compiled_steps, initial = {}, {}, {}
 
     def steps(devices, *, fsdp=False, corrupt=None, **changes):
         key = (devices, fsdp, corrupt, tuple(changes.items()))
@@ -45,10 +45,11 @@ def run(folder):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parallel, "make_mesh", lambda: mesh)
             parts = setup.set_up(config)
-        state = train_step.init_state(
-            parts.settings,
-            jax.jit(lambda: build.init_variables(config, parts.settings.model, 0))(),
-        )
+        norm = config.model.backbone_norm
+        if norm not in initial:
+            init = jax.jit(lambda: build.init_variables(config, parts.settings.model, 0))
+            initial[norm] = jax.device_get(init())
+        state = train_step.init_state(parts.settings, initial[norm])
         shardings = parallel.state_shardings(state, mesh, fsdp=fsdp)
         state = jax.device_put(state, shardings)
         step = compiled_steps.setdefault(
