@@ -37,6 +37,8 @@ RECIPE = [
     "--config.run.log_every=5",
     "--config.run.keep_last=3",
 ]
+QUICK_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+"""A start is mostly compilation: JAX keeps compiled programs of process 0 only."""
 
 
 class Run:
@@ -67,7 +69,11 @@ class Run:
                     cwd=ROOT,
                     stdout=output,
                     stderr=output,
-                    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+                    env={
+                        **os.environ,
+                        "JAX_PLATFORMS": "cpu",
+                        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {QUICK_COMPILE}",
+                    },
                 )
             )
 
