@@ -64,7 +64,6 @@ def test_batches_equal_single_images(detector):
         assert one.boxes[:, 2].max() > width * 0.9  # original px, not the network's
 
 
-@pytest.mark.slow
 def test_weights_out_and_in_again(workdir, detector, tmp_path):
     """One safetensors file is the whole detector: same detections, bit for bit."""
     path = tmp_path / "detector.safetensors"
