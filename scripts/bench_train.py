@@ -20,37 +20,17 @@ import ast
 import importlib.util
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from peak_memory import forget_peak_memory, peak_memory_mib
+from torchvision_training import BOXES_PER_IMAGE, NUM_CLASSES, TorchvisionTraining
+
 ROOT = Path(__file__).resolve().parents[1]
-NUM_CLASSES = 80
-BOXES_PER_IMAGE = 7
-"""Objects of a synthetic image: COCO's average."""
-
-
-def peak_memory_mib() -> float:
-    """Largest resident set of this process so far, or since `forget_peak_memory`.
-
-    Not `ru_maxrss` on Linux: a child process begins with its parent's.
-    """
-    if sys.platform == "linux":
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-def forget_peak_memory() -> None:
-    """Starts `peak_memory_mib` again from the present resident set (Linux only)."""
-    if sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def read_recipe(text: str, changes: list[str]) -> dict[str, Any]:
@@ -222,87 +202,6 @@ class OurTraining:
         self._batches.close()
 
 
-class TorchvisionTraining:
-    """torchvision's FCOS R-50 in a process of its own, idle but when it is asked to run.
-
-    Args:
-      python: interpreter with torch and torchvision.
-      shape: (H, W) of the images.
-      batch: images a step.
-    """
-
-    def __init__(self, python: str, shape: tuple[int, int], batch: int):
-        command = [python, __file__, "--torch-child", *map(str, (*shape, batch))]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.peak_rss_mib = 0.0
-        self.run(1)
-
-    def run(self, steps: int) -> list[float]:
-        """Seconds of each of so many steps."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        print(steps, file=self._process.stdin, flush=True)
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("the torchvision process ended; its error is above.")
-        seconds, self.peak_rss_mib = json.loads(line)
-        return seconds
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.communicate()
-
-
-def torch_child(height: int, width: int, batch: int) -> None:
-    """Runs so many steps as each line of stdin says; prints [seconds, peak MiB] as JSON.
-
-    FCOS with frozen batch norm, stem and C2 frozen, SGD with momentum: our recipe's counterpart.
-    """
-    import torch  # pyright: ignore[reportMissingImports]
-    from torchvision.models import resnet50  # pyright: ignore[reportMissingImports]
-    from torchvision.models.detection import FCOS  # pyright: ignore[reportMissingImports]
-    from torchvision.models.detection.backbone_utils import (  # pyright: ignore[reportMissingImports]
-        _resnet_fpn_extractor,
-    )
-    from torchvision.ops import misc  # pyright: ignore[reportMissingImports]
-    from torchvision.ops.feature_pyramid_network import (  # pyright: ignore[reportMissingImports]
-        LastLevelP6P7,
-    )
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.set_flush_denormal(True)  # as XLA does; random weights without norms make denormals
-    torch.manual_seed(0)
-    body = resnet50(norm_layer=misc.FrozenBatchNorm2d)
-    pyramid = _resnet_fpn_extractor(
-        body, 3, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
-    )
-    sides = {"min_size": min(height, width), "max_size": max(height, width)}
-    model = FCOS(pyramid, NUM_CLASSES + 1, **sides).train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=1e-4)
-    images = [torch.rand(3, height, width) for _ in range(batch)]
-    scale = torch.tensor([width, height, width, height])
-    targets = []
-    for _ in range(batch):
-        corner, size = (
-            torch.rand(BOXES_PER_IMAGE, 2) * 0.4,
-            0.1 + torch.rand(BOXES_PER_IMAGE, 2) / 2,
-        )
-        boxes = torch.cat([corner, corner + size], 1) * scale
-        labels = torch.randint(1, NUM_CLASSES + 1, (BOXES_PER_IMAGE,))
-        targets.append({"boxes": boxes, "labels": labels})
-    for line in sys.stdin:
-        seconds = []
-        for _ in range(int(line)):
-            started = time.perf_counter()
-            optimizer.zero_grad()
-            torch.stack(list(model(images, targets).values())).sum().backward()
-            optimizer.step()
-            seconds.append(time.perf_counter() - started)
-        print(json.dumps([seconds, peak_memory_mib()]), flush=True)
-
-
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Runs everything; returns the figures."""
     values = read_recipe(options.config, options.set)
@@ -348,11 +247,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="steps of a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--torchvision", nargs="?", const=sys.executable, metavar="PYTHON")
-    parser.add_argument("--torch-child", type=int, nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.torch_child:
-        torch_child(*options.torch_child)
-        return
     sys.path.insert(0, str(ROOT))  # for `configs`
     with tempfile.TemporaryDirectory() as folder:
         try:

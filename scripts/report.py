@@ -7,18 +7,17 @@ configuration, and opens from disk without a network.
 """
 
 import argparse
-import base64
 import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import jax
 import numpy as np
+from html_pieces import COLORS, page, percent, plot, table, thumbnail
 
-from atss_jax import build, config_check, error_analysis, visualize
+from atss_jax import build, config_check, error_analysis
 from atss_jax.coco_metrics import METRICS, coco_metrics, mean_known, precision_curves
 from atss_jax.data.batch_rows import read_image
 from atss_jax.data.images import resized_size
@@ -27,22 +26,10 @@ from atss_jax.structures import GroundTruth
 
 PAPER = (39.3, 57.5, 42.8, 24.3, 43.3, 51.3)
 """AP, AP50, AP75, APs, APm, APl of ATSS R-50 on COCO minival (paper, Table 3, last row)."""
-COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 THUMBNAILS = 12
 """Of the worst false positives, and of the largest missed objects."""
 MAX_ASSIGNED = 200
 """Training images of the assignment statistics."""
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1f2937}
-body{max-width:1080px;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem}h2{font-size:1.15rem;margin:2.2rem 0 .6rem;border-bottom:1px solid #e5e7eb}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #e5e7eb}
-th:first-child,td:first-child{text-align:left}
-.row{display:flex;flex-wrap:wrap;gap:1.2rem}.note{color:#6b7280;font-size:.88rem}
-figure{margin:0;width:236px}figure img{width:100%;border-radius:4px}
-figcaption{font-size:.8rem;color:#4b5563}svg{background:#fafafa;border-radius:4px}
-"""
 
 
 def main() -> None:
@@ -52,7 +39,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: WORKDIR/report.html")
     arguments = parser.parse_args()
     output = arguments.output or arguments.workdir / "report.html"
-    output.write_text(make_report(arguments.workdir))
+    try:
+        output.write_text(make_report(arguments.workdir))
+    except FileNotFoundError as error:
+        parser.error(str(error))
     print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB")
 
 
@@ -97,11 +87,7 @@ def make_report(workdir: Path) -> str:
         "<h2>Assignment on training images</h2>", assignment_table(recipe),
         "<h2>Training</h2>", training_plots(read_rows(workdir / "metrics.jsonl")),
     ]  # fmt: skip
-    title = html.escape(workdir.resolve().name)
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{STYLE}</style>{''.join(parts)}</html>\n"
-    )
+    return page(workdir.resolve().name, parts)
 
 
 def gather_images(dataset: Any, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -132,21 +118,6 @@ def above(image: dict[str, Any], threshold: float) -> dict[str, Any]:
     return {**image, **{k: image[k][keep] for k in ("boxes", "labels", "scores")}}
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """An HTML table."""
-    head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
-        for row in rows
-    )
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def percent(value: float) -> str:
-    """A metric in percent, or a dash where there was nothing to measure."""
-    return "–" if value < 0 else f"{100 * value:.1f}"
-
-
 def metrics_table(metrics: dict[str, float]) -> str:
     """The 12 numbers, and the paper's for orientation."""
     rows = [
@@ -166,65 +137,6 @@ def class_table(names: Sequence[str], curves: Sequence[Any]) -> str:
         recall = mean_known(curve.recall[:, 0])
         rows.append([name, *(percent(v) for v in (cells[0], *at_iou, *cells[1:], recall))])
     return table(["class", "AP", "AP50", "AP75", "small", "medium", "large", "AR100"], rows)
-
-
-def plot(
-    series: Sequence[tuple[str, np.ndarray, np.ndarray]],
-    *,
-    title: str,
-    x_label: str,
-    y_range: tuple[float, float] | None = None,
-) -> str:
-    """A line plot as SVG with a legend.
-
-    Args:
-      series: name, x and y of each line.
-      title: above it.
-      x_label: below it.
-      y_range: limits of y; those of the values when not given.
-    """
-    width, height, left, bottom, top = 500, 300, 52, 40, 30
-    drawn = [(n, np.asarray(x, float), np.asarray(y, float)) for n, x, y in series if len(x)]
-    if not drawn:
-        return f"<p>{html.escape(title)}: no data.</p>"
-    x_low, x_high = min(x.min() for _, x, _ in drawn), max(x.max() for _, x, _ in drawn)
-    y_low, y_high = y_range or (0.0, max(float(np.quantile(y, 0.995)) for _, _, y in drawn) * 1.05)
-    x_span, y_span = max(x_high - x_low, 1e-9), max(y_high - y_low, 1e-9)
-
-    def place(x, y):
-        return (
-            left + (x - x_low) / x_span * (width - left - 12),
-            height
-            - bottom
-            - (np.clip(y, y_low, y_high) - y_low) / y_span * (height - bottom - top),
-        )
-
-    parts = [f'<text x="{left}" y="18" font-weight="600">{html.escape(title)}</text>']
-    for step in range(6):
-        value = y_low + y_span * step / 5
-        y = place(x_low, value)[1]
-        parts.append(f'<line x1="{left}" x2="{width - 12}" y1="{y}" y2="{y}" stroke="#e5e7eb"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4}" text-anchor="end">{value:.3g}</text>')
-        value = x_low + x_span * step / 5
-        x = place(value, y_low)[0]
-        parts.append(f'<text x="{x}" y="{height - 22}" text-anchor="middle">{value:.4g}</text>')
-    middle = (left + width) / 2
-    parts.append(f'<text x="{middle}" y="{height - 5}" text-anchor="middle">{x_label}</text>')
-    for i, (name, x, y) in enumerate(drawn):
-        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(*place(x, y), strict=True))
-        color = COLORS[i % len(COLORS)]
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
-        if len(x) <= 20:  # a few evaluations: show each
-            marks = zip(*place(x, y), strict=True)
-            parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{color}"/>' for a, b in marks]
-        label = f'<tspan fill="{color}">{html.escape(name)}</tspan>'
-        parts.append(
-            f'<text x="{width - 16}" y="{top + 14 + 15 * i}" text-anchor="end">{label}</text>'
-        )
-    return (
-        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-        f'font-family="system-ui" font-size="11">{"".join(parts)}</svg>'
-    )
 
 
 def precision_plots(names: Sequence[str], curves: Sequence[Any]) -> str:
@@ -266,26 +178,6 @@ def confusion_table(names: Sequence[str], images: list, verdicts: list) -> str:
     return table(["object \\ detected as", *names, "nothing"], rows)
 
 
-def thumbnail(dataset: Any, record: int, box: np.ndarray, caption: str, drawn: list) -> str:
-    """A crop around a box with boxes drawn in it: [(boxes, colour)]."""
-    image = read_image(dataset, record)
-    side = max(float((box[2:] - box[:2]).max()) * 2, 64)
-    low = np.clip((box[:2] + box[2:]) / 2 - side / 2, 0, None).astype(int)
-    crop = image[low[1] : low[1] + int(side), low[0] : low[0] + int(side)]
-    factor = 236 / max(crop.shape[:2])
-    crop = cv2.resize(crop, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
-    for boxes, color in drawn:
-        shifted = (boxes - np.tile(low, 2)) * factor
-        crop = visualize.draw_boxes(crop, shifted, color=color, min_short_side=1)
-    encoded = cv2.imencode(".jpg", crop[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])[1]
-    data = base64.b64encode(encoded.tobytes()).decode()
-    text = html.escape(caption)
-    return (
-        f'<figure><img src="data:image/jpeg;base64,{data}" alt="{text}">'
-        f"<figcaption>{text}</figcaption></figure>"
-    )
-
-
 def false_positives(dataset: Any, images: list, verdicts: list, names: Sequence[str]) -> str:
     """Thumbnails of the wrong detections with the highest scores."""
     wrong = [
@@ -299,7 +191,7 @@ def false_positives(dataset: Any, images: list, verdicts: list, names: Sequence[
         image = images[record]
         caption = f"{names[image['labels'][i]]} {-score:.2f}: {kind}; {dataset.file_name(record)}"
         drawn = [(image["gt_boxes"], (40, 200, 80)), (image["boxes"][i : i + 1], (230, 40, 40))]
-        figures.append(thumbnail(dataset, record, image["boxes"][i], caption, drawn))
+        figures.append(thumbnail(read_image(dataset, record), image["boxes"][i], caption, drawn))
     note = '<p class="note">Red: the detection. Green: annotated objects.</p>'
     return note + f'<div class="row">{"".join(figures)}</div>' if figures else "<p>None.</p>"
 
@@ -316,7 +208,7 @@ def missed_objects(dataset: Any, images: list, verdicts: list, names: Sequence[s
         image = images[record]
         caption = f"{names[image['gt_labels'][i]]}; {dataset.file_name(record)}"
         drawn = [(image["boxes"], (60, 120, 240)), (image["gt_boxes"][i : i + 1], (40, 200, 80))]
-        figures.append(thumbnail(dataset, record, image["gt_boxes"][i], caption, drawn))
+        figures.append(thumbnail(read_image(dataset, record), image["gt_boxes"][i], caption, drawn))
     note = '<p class="note">Green: the missed object. Blue: detections.</p>'
     return note + f'<div class="row">{"".join(figures)}</div>' if figures else "<p>None.</p>"
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import bench_train  # noqa: E402
 import paper_rows  # noqa: E402
+import peak_memory  # noqa: E402
 import plot_run  # noqa: E402
 
 from configs import (  # noqa: E402
@@ -206,16 +207,16 @@ class FakeTraining:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_is_the_process_own_and_can_be_forgotten():
-    code = "import bench_train; print(bench_train.peak_memory_mib())"
+    code = "import peak_memory; print(peak_memory.peak_memory_mib())"
     large = np.ones(400 * 2**17)  # 400 MiB
-    before = bench_train.peak_memory_mib()
+    before = peak_memory.peak_memory_mib()
     own = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT / "scripts", capture_output=True, text=True
     )
     assert float(own.stdout) < 200 < 400 < before
     del large
-    bench_train.forget_peak_memory()
-    assert bench_train.peak_memory_mib() < before - 300
+    peak_memory.forget_peak_memory()
+    assert peak_memory.peak_memory_mib() < before - 300
 
 
 def test_benchmark_takes_turns_and_divides_by_the_rivals_time(tmp_path, monkeypatch):
