@@ -114,6 +114,38 @@ def test_frozen_parts():
     assert not any(jax.tree.leaves(frozen_mask(variables["params"], frozen_stages=0)))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["frozen_bn", "batch_norm"])
+def test_remat_changes_no_gradient(norm):
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 96, 3)), jnp.float32)
+    sizes = jnp.array([[64, 96], [50, 70]])
+    models = [
+        Detector(**SMALL, backbone="resnet18", backbone_norm=norm, remat=remat)
+        for remat in ("none", "blocks")
+    ]
+    variables = random_variables(models[0], images, sizes)
+
+    def loss(params, model):
+        state = {**variables, "params": params}
+        out, updates = model.apply(state, images, sizes, train=True, mutable=["batch_stats"])
+        return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(out)), updates
+
+    gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    kept, recomputed = (gradient(variables["params"], model) for model in models)
+    assert jax.tree.structure(kept) == jax.tree.structure(recomputed)
+    for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(recomputed), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-4, atol=1e-5 * np.abs(a).max())
+    size = [
+        len(
+            jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+            .lower(variables["params"], model)
+            .as_text()
+        )
+        for model in models
+    ]
+    assert size[1] > size[0], "nothing is recomputed"
+
+
 def test_words_are_checked():
     for field, value in (("p6_from", "p4"), ("backbone", "resnet20"), ("remat", "all")):
         wrong: Any = {field: value}
