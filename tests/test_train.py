@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import jax
@@ -23,6 +22,9 @@ from tests import tiny
 from tests.conftest import with_devices
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import kill_test  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -62,14 +64,17 @@ def finished(folder, tmp_path_factory):
 
 
 def states(workdir):
-    """The arrays of the newest checkpoint, by its step."""
-    import orbax.checkpoint as ocp
-
+    """(step, arrays by name) of the newest checkpoint."""
     steps = [int(p.name) for p in (Path(workdir) / "checkpoints").iterdir() if p.name.isdigit()]
-    with ocp.PyTreeCheckpointer() as checkpointer, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # no shardings given: any will do for a comparison
-        tree = checkpointer.restore(Path(workdir) / "checkpoints" / str(max(steps)) / "default")
-    return max(steps), jax.tree.leaves(tree)
+    return max(steps), kill_test.load_state(Path(workdir), max(steps))
+
+
+def assert_same_states(first, second):
+    """The newest checkpoints of two workdirs are equal bit for bit."""
+    (step, expected), (other_step, other) = states(first), states(second)
+    assert step == other_step and expected.keys() == other.keys()
+    for name in expected:
+        np.testing.assert_array_equal(other[name], expected[name], err_msg=name)
 
 
 def test_workdir_holds_what_the_readme_says(finished):
@@ -117,10 +122,7 @@ def test_resume_equals_the_uninterrupted_run(finished, monkeypatch, tmp_path):
             train.train(config, workdir, with_evaluation=True)
     train.train(config, workdir, with_evaluation=True)
     assert (workdir / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    (step, expected), (got_step, got) = states(whole), states(workdir)
-    assert step == got_step == 6
-    for a, b in zip(expected, got, strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same_states(whole, workdir)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -135,8 +137,7 @@ def test_damaged_checkpoint_falls_back_and_ends_the_same(finished, tmp_path, cap
             file.write_bytes(b"damaged")
     train.train(config, workdir, with_evaluation=True)
     assert "checkpoint 6 is damaged" in caplog.text
-    for a, b in zip(states(whole)[1], states(workdir)[1], strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same_states(whole, workdir)
     gc.collect()
 
 
@@ -146,8 +147,8 @@ def test_run_that_diverges_stops_and_keeps_what_reproduces_it(folder, tmp_path):
     workdir = epath.Path(tmp_path / "diverged")
     with pytest.raises(step_log.NonFiniteError, match="3 steps in a row up to 4"):
         train.train(config, workdir, with_evaluation=False)
-    step, leaves = states(workdir)
-    assert step >= 2 and all(np.isfinite(leaf).all() for leaf in leaves)
+    step, arrays = states(workdir)
+    assert step >= 2 and all(np.isfinite(array).all() for array in arrays.values())
     rows = read_rows(workdir / "metrics.jsonl")
     assert [row["is_finite"] for row in rows[:4]] == [1, 0, 0, 0]
     about = json.loads((workdir / "bad_steps" / "step_3_process_0.json").read_text())
@@ -268,7 +269,8 @@ def test_two_processes_of_four_devices_are_one_of_eight(folder, tmp_path):
         assert a["num_positives"] == b["num_positives"]
         for name in ("loss", "loss_cls", "loss_box", "loss_centerness"):
             np.testing.assert_allclose(b[name], a[name], rtol=1e-5)
-    saved = max(int(p.name) for p in (tmp_path / "two" / "checkpoints").iterdir())
+    saved, arrays = states(tmp_path / "two")  # read by one process
+    assert saved >= 10 and all(np.isfinite(array).all() for array in arrays.values())
     moved = start(folder, tmp_path / "two", *MANY, "--config.run.fsdp=True", devices=8)
     wait_for_line(moved, f"going on from the checkpoint of step {saved}")
     moved.kill()
