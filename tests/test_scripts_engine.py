@@ -241,6 +241,6 @@ def test_benchmark_takes_turns_and_divides_by_the_rivals_time(tmp_path, monkeypa
     )
     report = bench_train.measure(options, tmp_path)
     assert report["asked"] == [1, 3, 3]
-    assert log.read_text().split("\n") == ["--torch-child 64 96 2", "1", "3", "3", ""]
+    assert log.read_text().split("\n") == ["64 96 2", "1", "3", "3", ""]
     assert report["step_time_ratio"] == 2.0 and report["torchvision_step_ms"] == 250.0
     assert report["torchvision_peak_rss_mib"] == 100.0
