@@ -80,13 +80,21 @@ def test_forward_equals_official(shared, variant):
     sizes = jnp.array([shape, shape], jnp.int32)
     variables = load_variables(golden, model, images, sizes)
 
-    @jax.jit
-    def forward(variables):
-        features: Any = model.apply(variables, images, sizes, method="features")
-        stages, levels, _ = features
-        return stages, levels, model.apply(variables, images, sizes)
+    grid = AnchorGrid(shape, offset_px=0.5)
+    regression = settings.get("regression", "box")
+    assign = functools.partial(ASSIGNERS["atss"], in_box_margin=0.51)
+    content = jnp.asarray(golden["image_hw"], jnp.int32)
 
-    stages, levels, outputs = forward(variables)
+    @jax.jit
+    def everything(variables):
+        features: Any = model.apply(variables, images, sizes, method="features")
+        outputs: Any = model.apply(variables, images, sizes)
+        targets = assign_targets(assign, grid, sizes, official_ground_truth(golden))
+        losses = detection_losses(outputs, targets, grid, regression=regression)
+        found = postprocess_batch(outputs, grid, content, jnp.ones((2, 2)), regression=regression)
+        return *features[:2], outputs, losses, found
+
+    stages, levels, outputs, losses, found = jax.device_get(everything(variables))
     for i, x in enumerate(stages):
         close(nchw(x), golden[f"C{i + 2}"])
     for i, x in enumerate(levels):
@@ -95,23 +103,10 @@ def test_forward_equals_official(shared, variant):
         close(nchw(outputs.box_regression[i][:, :, :, 0]), golden[f"reg_P{i + 3}"])
         close(nchw(outputs.centerness_logits[i]), golden[f"ctr_P{i + 3}"])
 
-    grid = AnchorGrid(shape, offset_px=0.5)
-    regression = settings.get("regression", "box")
-    assign = functools.partial(ASSIGNERS["atss"], in_box_margin=0.51)
-    targets = assign_targets(assign, grid, sizes, official_ground_truth(golden))
-    losses = detection_losses(outputs, targets, grid, regression=regression)
     np.testing.assert_allclose(losses.cls, golden["loss_cls"], rtol=1e-4)
     np.testing.assert_allclose(losses.box, golden["loss_reg"], rtol=0.03)
     np.testing.assert_allclose(losses.centerness, golden["loss_centerness"], rtol=0.03)
 
-    sizes = jnp.asarray(golden["image_hw"], jnp.int32)
-    found = postprocess_batch(
-        outputs,
-        grid,
-        sizes,
-        jnp.ones((2, 2)),
-        regression=regression,
-    )
     for i in range(2):
         compare_detections(golden, found, i, regression)
 
