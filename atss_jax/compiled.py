@@ -37,7 +37,10 @@ class Cost(NamedTuple):
     """Floating point operations of a call on one device; 0 if unknown."""
     argument_bytes: int
     temporary_bytes: int
+    trace_seconds: float
+    """Tracing and lowering, done again at every start."""
     compile_seconds: float
+    """XLA's work, or reading its result from the cache."""
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -76,8 +79,10 @@ class CompiledByShape:
                     self._expected,
                 )
             start = time.perf_counter()
-            program = self._function.lower(*arguments).compile()
-            self.costs[key] = _cost(program, time.perf_counter() - start)
+            lowered = self._function.lower(*arguments)
+            traced = time.perf_counter()
+            program = lowered.compile()
+            self.costs[key] = _cost(program, traced - start, time.perf_counter() - traced)
             return_freed_memory()
             self._programs[key] = program
         return self._programs[key]
@@ -99,14 +104,15 @@ def return_freed_memory() -> None:
             trim(0)
 
 
-def _cost(program: Any, seconds: float) -> Cost:
+def _cost(program: Any, trace_seconds: float, compile_seconds: float) -> Cost:
     analysis = program.cost_analysis() or {}
     memory = program.memory_analysis()
     return Cost(
         flops=float(analysis.get("flops", 0.0)),
         argument_bytes=int(getattr(memory, "argument_size_in_bytes", 0)),
         temporary_bytes=int(getattr(memory, "temp_size_in_bytes", 0)),
-        compile_seconds=seconds,
+        trace_seconds=trace_seconds,
+        compile_seconds=compile_seconds,
     )
 
 

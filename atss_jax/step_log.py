@@ -60,6 +60,7 @@ class StepLog:
         )
         self._flops = max(cost.flops for cost in costs) * self._setup.mesh.size
         memory = max(cost.argument_bytes + cost.temporary_bytes for cost in costs)
+        seconds = sum(cost.trace_seconds + cost.compile_seconds for cost in costs)
         rate = float(self._setup.settings.schedule(self._setup.num_steps // 2))
         lines = [
             f"devices: {jax.device_count()} x {device.device_kind}, "
@@ -69,7 +70,7 @@ class StepLog:
             f"global batch {self._config.data.global_batch} in {self._config.optim.accumulate} "
             f"part(s), {self._setup.num_steps} steps, learning rate {rate:.3g} half-way",
             f"parameters: {count:,}, of which {sum(jax.tree.leaves(frozen)):,} frozen",
-            f"programs: {len(costs)}, compiled in {sum(c.compile_seconds for c in costs):.1f} s; "
+            f"programs: {len(costs)}, compiled in {seconds:.1f} s; "
             f"{self._flops:.3g} FLOP a step; {memory / 2**20:.0f} MiB a device",
         ]
         if int(state.step):

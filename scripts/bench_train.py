@@ -146,6 +146,7 @@ class OurTraining:
                 )
                 self._step.program(self.state, abstract)
             costs = self._step.costs.values()
+            self.trace_seconds = sum(c.trace_seconds for c in costs)
             self.compile_seconds.append(sum(c.compile_seconds for c in costs))
         self.compile_peak_mib = peak_memory_mib()
         forget_peak_memory()
@@ -188,6 +189,7 @@ class OurTraining:
             "images_per_s": self.config.data.global_batch / median,
             "flops_per_step": flops * jax.device_count(),
             "mfu": flops / median / peak if peak else None,
+            "trace_s": self.trace_seconds,
             "compile_cold_s": cold,
             "compile_warm_s": warm,
             "argument_mib": max(c.argument_bytes for c in costs) / 2**20,
