@@ -20,12 +20,12 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from browse_data import DEFAULT_BUCKETS, add_source_arguments, load, parse_buckets
 from PIL import Image
 
 from atss_jax.data import batch_rows, images, loader
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
+from browse_data import DEFAULT_BUCKETS, add_source_arguments, load, parse_buckets
 
 Seconds = dict[str, list[float]]
 

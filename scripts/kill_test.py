@@ -23,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
+from quick_compile import xla_flags
+
 ROOT = Path(__file__).resolve().parents[1]
 PREEMPTED = 75
 RECIPE = [
@@ -37,12 +39,13 @@ RECIPE = [
     "--config.run.log_every=5",
     "--config.run.keep_last=3",
 ]
-QUICK_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-"""A start is mostly compilation: JAX keeps compiled programs of process 0 only."""
 
 
 class Run:
-    """A started run: one or several processes."""
+    """A started run: one or several processes.
+
+    A start is mostly compilation, as JAX keeps compiled programs of process 0 only: a quick one.
+    """
 
     def __init__(self, workdir: Path, arguments: list[str], processes: int, log: Path):
         self._log = log
@@ -72,7 +75,7 @@ class Run:
                     env={
                         **os.environ,
                         "JAX_PLATFORMS": "cpu",
-                        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {QUICK_COMPILE}",
+                        "XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), *xla_flags()]),
                     },
                 )
             )

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from html_pieces import COLORS, page, percent, plot, table, thumbnail
 
 from atss_jax import build, config_check, error_analysis
 from atss_jax.coco_metrics import METRICS, coco_metrics, mean_known, precision_curves
@@ -23,6 +22,7 @@ from atss_jax.data.batch_rows import read_image
 from atss_jax.data.images import resized_size
 from atss_jax.metric_writer import read_rows
 from atss_jax.structures import GroundTruth
+from html_pieces import COLORS, page, percent, plot, table, thumbnail
 
 PAPER = (39.3, 57.5, 42.8, 24.3, 43.3, 51.3)
 """AP, AP50, AP75, APs, APm, APl of ATSS R-50 on COCO minival (paper, Table 3, last row)."""

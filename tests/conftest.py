@@ -4,34 +4,22 @@ Programs are compiled with few optimisations, several times as fast, and kept fr
 the next.  Processes that tests start inherit both.
 """
 
-import importlib.metadata
 import os
+from pathlib import Path
 
-JAXLIB = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
-COMPILE_QUICKLY = [
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_opt_preset=fast_compile",
-]
-if JAXLIB < (0, 11):  # flags that later releases refuse; they save two thirds of what is left
-    COMPILE_QUICKLY += [
-        "--xla_cpu_use_fusion_emitters=false",
-        "--xla_cpu_parallel_codegen_split_count=1",
-    ]
+from quick_compile import xla_flags
+
+ROOT = Path(__file__).resolve().parents[1]
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
-        *COMPILE_QUICKLY,
+        *xla_flags(),
         "--xla_force_host_platform_device_count=8",
     ]
 )
 
-from pathlib import Path  # noqa: E402
-
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "xla")
-)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import jax  # noqa: E402
@@ -40,7 +28,7 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("atss_jax", "beartype.beartype")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+SHARED = ROOT.parent / "shared"
 
 
 def pytest_collection_modifyitems(items):

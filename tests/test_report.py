@@ -2,18 +2,14 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 from etils import epath
 
+import report
 from atss_jax import run_files
 from atss_jax.data import synthetic
 from tests import tiny
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-
-import report  # noqa: E402
 
 
 @pytest.fixture

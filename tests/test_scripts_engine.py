@@ -12,24 +12,15 @@ import jax
 import numpy as np
 import pytest
 
+import bench_train
+import paper_rows
+import peak_memory
+import plot_run
 from atss_jax import build, config_check
 from atss_jax.anchors import AnchorGrid
+from configs import ablations, fcos_r50_fpn_1x, paper_table8, retinanet_r50_fpn_1x
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import bench_train  # noqa: E402
-import paper_rows  # noqa: E402
-import peak_memory  # noqa: E402
-import plot_run  # noqa: E402
-
-from configs import (  # noqa: E402
-    ablations,
-    fcos_r50_fpn_1x,
-    paper_table8,
-    retinanet_r50_fpn_1x,
-)
-
 RECIPES = {
     recipe.__name__.split(".")[1]: recipe
     for recipe in (ablations, fcos_r50_fpn_1x, paper_table8, retinanet_r50_fpn_1x)

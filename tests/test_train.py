@@ -17,15 +17,13 @@ import pytest
 from etils import epath
 from jax.sharding import AxisType
 
+import kill_test
 from atss_jax import parallel, step_log, train, validation
 from atss_jax.metric_writer import read_rows
 from tests import tiny
 from tests.conftest import with_devices
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-
-import kill_test  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
