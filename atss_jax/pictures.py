@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from atss_jax import curves, visualize
+from atss_jax import visualize
 from atss_jax.config import Config
 from atss_jax.data import images, loader
 from atss_jax.data.dataset import DetectionDataset
@@ -59,6 +59,8 @@ def after_evaluation(
         visualize.save_image(folder / f"positives_{number}.jpg", picture)
         writer.write_image(step, f"positives/{number}", picture)
     writer.flush()
+    from atss_jax import curves  # Matplotlib: half a second of a start
+
     curves.plot_curves(
         read_rows(workdir / "metrics.jsonl"), folder / "curves.png", title=workdir.name
     )

@@ -145,7 +145,13 @@ def test_damaged_checkpoint_falls_back_and_ends_the_same(finished, tmp_path, cap
 
 def test_run_that_diverges_stops_and_keeps_what_reproduces_it(folder, tmp_path):
     """The first update is finite but absurd; every later one is skipped."""
-    config = tiny.make_config(folder, optim__learning_rate=1e30, run__max_bad_steps=3)
+    config = tiny.make_config(
+        folder,
+        model__backbone_norm="frozen_bn",
+        model__frozen_stages=5,
+        optim__learning_rate=1e30,
+        run__max_bad_steps=3,
+    )
     workdir = epath.Path(tmp_path / "diverged")
     with pytest.raises(step_log.NonFiniteError, match="3 steps in a row up to 4"):
         train.train(config, workdir, with_evaluation=False)
@@ -252,15 +258,20 @@ def start_two(folder, workdir, *extra, devices):
 
 
 def test_two_processes_of_four_devices_are_one_of_eight(folder, tmp_path):
-    """Also FSDP on or off, and SIGTERM with several processes; checkpoints move between them."""
-    pair = start_two(folder, tmp_path / "two", *MANY, devices=4)
+    """Also FSDP on or off, and SIGTERM with several processes; checkpoints move between them.
+
+    Of the backbone only the last stage is trained: the gradients of all of it are compared, between
+    numbers of devices, in test_train_step.
+    """
+    recipe = [*MANY, "--config.model.frozen_stages=4"]
+    pair = start_two(folder, tmp_path / "two", *recipe, devices=4)
     wait_for_line(pair[0], "^step 10/")
     for process in pair:
         process.send_signal(signal.SIGTERM)
     for process in pair:
         errors = process.communicate(timeout=60)[1]
         assert process.returncode == train.PREEMPTED_EXIT_CODE, errors[-3000:]
-    one = start(folder, tmp_path / "one", *MANY, "--config.run.fsdp=True", devices=8)
+    one = start(folder, tmp_path / "one", *recipe, "--config.run.fsdp=True", devices=8)
     wait_for_line(one, "^step 10/")
     one.send_signal(signal.SIGTERM)
     errors = one.communicate(timeout=60)[1]
@@ -273,7 +284,7 @@ def test_two_processes_of_four_devices_are_one_of_eight(folder, tmp_path):
             np.testing.assert_allclose(b[name], a[name], rtol=1e-5)
     saved, arrays = states(tmp_path / "two")  # read by one process
     assert saved >= 10 and all(np.isfinite(array).all() for array in arrays.values())
-    moved = start(folder, tmp_path / "two", *MANY, "--config.run.fsdp=True", devices=8)
+    moved = start(folder, tmp_path / "two", *recipe, "--config.run.fsdp=True", devices=8)
     wait_for_line(moved, f"going on from the checkpoint of step {saved}")
     moved.kill()
 

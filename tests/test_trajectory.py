@@ -1,7 +1,8 @@
 """24 iterations of training, equal to the official implementation in our convention.
 
 The model, ATSS, the losses and the optimizer together, in float64 where the comparison is sharp
-(golden/trajectory). Float64 runs in a process of its own: the type is a global setting of JAX.
+(golden/trajectory), for box and for point regression; float32 is held to its tolerances for boxes.
+Float64 runs in a process of its own: the type is a global setting of JAX.
 """
 
 import json
@@ -36,9 +37,8 @@ def test_float64(shared, split):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", ["open_a", "open_b"])
-def test_float32(shared, split):
-    errors = run(shared, split, x64=False)
+def test_float32(shared):
+    errors = run(shared, "open_a", x64=False)
     # Tolerances of golden/trajectory/README.md.
     assert errors["losses_over_tolerance"] <= 1
     assert errors["num_pos"] == 0
