@@ -44,7 +44,8 @@ RECIPE = [
 class Run:
     """A started run: one or several processes.
 
-    A start is mostly compilation, as JAX keeps compiled programs of process 0 only: a quick one.
+    A start is mostly compilation, because JAX keeps compiled programs of process 0 only; so
+    programs are compiled with few optimisations.
     """
 
     def __init__(self, workdir: Path, arguments: list[str], processes: int, log: Path):
