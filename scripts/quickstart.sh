@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 venv="${VENV:-.venv}"
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --editable .
+# --no-compile: Python compiles what it imports; pip would compile every file of every package.
+"$venv/bin/python" -m pip install --quiet --no-compile --editable .
 exec "$venv/bin/python" -m atss_jax.main --config=configs/quickstart.py \
   --workdir=workdirs/quickstart "$@"

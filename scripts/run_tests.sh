@@ -7,5 +7,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 venv="${VENV:-.venv}"
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
-"$venv/bin/python" -m pip install --quiet --editable ".[test]"
+# --no-compile: Python compiles what it imports; pip would compile every file of every package.
+"$venv/bin/python" -m pip install --quiet --no-compile --editable ".[test]"
 exec "$venv/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
