@@ -148,13 +148,16 @@ class _Loop:
     def run(self, state: TrainState) -> dict[str, Any]:
         """From the restored state to the last step; returns result.json."""
         run, num_steps = self._config.run, self._setup.num_steps
-        self._compile(state)
-        self._batches = loader.train_batches(
-            self._setup.train_set,
-            self._setup.plan,
-            start_step=self._start,
-            **build.train_batch_keywords(self._config),
-        )
+        if self._start < num_steps:
+            self._compile(state)
+            self._batches = loader.train_batches(
+                self._setup.train_set,
+                self._setup.plan,
+                start_step=self._start,
+                **build.train_batch_keywords(self._config),
+            )
+        else:
+            self._progress.note(f"all {num_steps} steps are done already")
         self._signal = StopSignal()
         self._progress.pause()
         for step in range(self._start, num_steps + 1):

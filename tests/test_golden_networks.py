@@ -2,12 +2,12 @@
 
 import functools
 import zlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from atss_jax.anchors import AnchorGrid
 from atss_jax.assigners import ASSIGNERS
@@ -85,14 +85,17 @@ def test_forward_equals_official(shared, variant):
     assign = functools.partial(ASSIGNERS["atss"], in_box_margin=0.51)
     content = jnp.asarray(golden["image_hw"], jnp.int32)
 
+    def all_maps(model):
+        stages, levels, masks = model.features(images, sizes)
+        return stages, levels, model.head(levels, masks)
+
     @jax.jit
     def everything(variables):
-        features: Any = model.apply(variables, images, sizes, method="features")
-        outputs: Any = model.apply(variables, images, sizes)
+        stages, levels, outputs = nn.apply(all_maps, model)(variables)
         targets = assign_targets(assign, grid, sizes, official_ground_truth(golden))
         losses = detection_losses(outputs, targets, grid, regression=regression)
         found = postprocess_batch(outputs, grid, content, jnp.ones((2, 2)), regression=regression)
-        return *features[:2], outputs, losses, found
+        return stages, levels, outputs, losses, found
 
     stages, levels, outputs, losses, found = jax.device_get(everything(variables))
     for i, x in enumerate(stages):

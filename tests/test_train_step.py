@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType
 
@@ -40,7 +41,9 @@ def run(folder):
         key = (devices, fsdp, corrupt, steps, tuple(changes.items()))
         if key in done:
             return done[key]
-        config = tiny.make_config(folder, **changes)
+        # Slow learning: rounding decides the sign of one activation or another, and its effect on
+        # a gradient, up to 1e-3, must not grow over the steps.
+        config = tiny.make_config(folder, optim__learning_rate=1e-4, **changes)
         mesh = mesh_of(devices)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parallel, "make_mesh", lambda: mesh)
@@ -69,32 +72,37 @@ def run(folder):
     return train
 
 
-def losses(metrics):
-    return np.array([[m.loss, m.loss_cls, m.loss_box, m.loss_centerness] for m in metrics])
+def assert_same_training(one, other):
+    """Equal losses and assignments; equal momenta, that is, sums of gradients."""
+    (metrics, state), (other_metrics, other_state) = one, other
+    for a, b in zip(metrics, other_metrics, strict=True):
+        assert a.num_positives == b.num_positives > 0
+        for name in ("loss", "loss_cls", "loss_box", "loss_centerness"):
+            np.testing.assert_allclose(getattr(b, name), getattr(a, name), rtol=1e-5)
+    momenta, others = (momenta_of(s) for s in (state, other_state))
+    whole = np.sqrt(sum(np.sum(np.square(m)) for m in momenta.values()))
+    assert momenta.keys() == others.keys() and whole > 0
+    for name, momentum in momenta.items():
+        difference = np.linalg.norm(others[name] - momentum)
+        assert difference <= 0.05 * np.linalg.norm(momentum) + 1e-5 * whole, name
+
+
+def momenta_of(state):
+    """Momentum of every parameter, by name."""
+    trace = optax.tree.get(state.opt_state, "trace")
+    return {jax.tree_util.keystr(p): m for p, m in jax.tree_util.tree_leaves_with_path(trace)}
 
 
 @pytest.mark.parametrize("devices, fsdp", [(4, False), (8, True)])
 def test_number_of_devices_does_not_matter(run, devices, fsdp):
-    one, state_one = run(1)
-    many, state_many = run(devices, fsdp=fsdp)
-    np.testing.assert_allclose(losses(many), losses(one), rtol=1e-5)
-    assert [m.num_positives for m in many] == [m.num_positives for m in one]
-    for a, b in zip(
-        jax.tree.leaves(state_one.params), jax.tree.leaves(state_many.params), strict=True
-    ):
-        np.testing.assert_allclose(a, b, atol=2e-5)
+    assert_same_training(run(1), run(devices, fsdp=fsdp))
 
 
 def test_accumulation_is_the_whole_batch(run):
     """A frozen batch norm, so that no statistics depend on the micro-batch."""
     frozen = {"model__backbone_norm": "frozen_bn"}
-    whole, state_whole = run(1, steps=5, **frozen)
-    parts, state_parts = run(1, steps=5, **frozen, optim__accumulate=4)
-    np.testing.assert_allclose(losses(parts), losses(whole), rtol=1e-5)
-    for a, b in zip(
-        jax.tree.leaves(state_whole.params), jax.tree.leaves(state_parts.params), strict=True
-    ):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    whole = run(1, steps=2, **frozen)
+    assert_same_training(whole, run(1, steps=2, **frozen, optim__accumulate=4))
 
 
 def nan_boxes(batch):
