@@ -5,6 +5,7 @@ Maps are `[B, h, w, C]`. Several layers take the mask of an image's own cells (s
 outputs do not depend on the bucket it was padded to.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +37,7 @@ BATCH_NORM_MOMENTUM = 0.9
 
 MANY_CELLS = 512
 MANY_CHANNELS = 64
-"""Cells of a batch and channels from which the CPU's own kernel gradient is faster; measured."""
+"""Cells of a batch and channels from which nine products are faster on CPUs; measured."""
 
 
 def zero_outside(x: Float[Array, "B h w C"], mask: Bool[Array, "B h w"] | None):
@@ -56,31 +57,71 @@ def _convolution(x: Array, kernel: Array, stride: int, groups: int) -> Array:
     )
 
 
-@jax.custom_vjp
-def _cpu_convolution(x: Array, kernel: Array) -> Array:
-    """A 3x3 convolution of stride 1 whose kernel gradient is nine matrix products.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _cpu_convolution(x: Array, kernel: Array, stride: int) -> Array:
+    """A convolution whose gradients suit XLA's CPU backend.
+
+    Automatic differentiation writes both gradients as convolutions with permuted dimensions. The
+    backend has fast kernels for NHWC with HWIO only; it rewrites others, but not inside of loops
+    (jax-ml/jax issue 12868), where they take ten times as long. So they are written as NHWC here.
+    """
+    return _convolution(x, kernel, stride, 1)
+
+
+def _cpu_convolution_forward(x, kernel, stride):
+    return _convolution(x, kernel, stride, 1), (x, kernel)
+
+
+def _cpu_convolution_backward(stride, saved, cotangent):
+    x, kernel = saved
+    size, pad = kernel.shape[0], kernel.shape[0] // 2
+    sides = list(zip(x.shape[1:3], cotangent.shape[1:3], strict=True))
+    spans = [(out_side - 1) * stride + 1 for _, out_side in sides]
+    reach = size - 1 - pad
+    input_gradient = _nhwc_convolution(
+        cotangent,
+        jnp.flip(kernel, (0, 1)).swapaxes(2, 3),
+        padding=[
+            (reach, side - span - reach + size - 1)
+            for (side, _), span in zip(sides, spans, strict=True)
+        ],
+        lhs_dilation=(stride, stride),
+    )
+    cells = x.shape[0] * x.shape[1] * x.shape[2]
+    is_large = cells >= MANY_CELLS and min(x.shape[3], kernel.shape[3]) >= MANY_CHANNELS
+    if is_large and size == 3 and stride == 1:
+        return input_gradient, _kernel_gradient_by_products(x, cotangent)
+    kernel_gradient = _nhwc_convolution(  # channels as batch, images as channels
+        x.transpose(3, 1, 2, 0),
+        cotangent.transpose(1, 2, 0, 3),
+        padding=[
+            (pad, span - side + size - 1 - pad)
+            for (side, _), span in zip(sides, spans, strict=True)
+        ],
+        rhs_dilation=(stride, stride),
+    )
+    return input_gradient, kernel_gradient.transpose(1, 2, 0, 3)
+
+
+def _nhwc_convolution(x: Array, kernel: Array, **keywords: Any) -> Array:
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC"), **keywords
+    )
+
+
+def _kernel_gradient_by_products(x: Array, cotangent: Array) -> Array:
+    """The kernel gradient of a 3x3 convolution of stride 1 as nine matrix products.
 
     For 8 maps of 32x40x256, XLA's CPU backend needs 0.77 s for the kernel gradient as the
     convolution that it is, and 0.25 s for these products (CPU time, float32, jax 0.10).
     """
-    return _convolution(x, kernel, 1, 1)
-
-
-def _cpu_convolution_forward(x, kernel):
-    return _convolution(x, kernel, 1, 1), (x, kernel)
-
-
-def _cpu_convolution_backward(saved, cotangent):
-    x, kernel = saved
-    input_gradient = jax.linear_transpose(lambda x: _convolution(x, kernel, 1, 1), x)
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
     def tap(index):  # the loop bounds memory to one shifted copy of the map
         shifted = lax.dynamic_slice(padded, (0, index // 3, index % 3, 0), x.shape)
         return lax.dot_general(shifted, cotangent, (((0, 1, 2), (0, 1, 2)), ((), ())))
 
-    kernel_gradient = lax.map(tap, jnp.arange(9)).reshape(kernel.shape)
-    return *input_gradient(cotangent), kernel_gradient
+    return lax.map(tap, jnp.arange(9)).reshape(3, 3, x.shape[3], cotangent.shape[3])
 
 
 _cpu_convolution.defvjp(_cpu_convolution_forward, _cpu_convolution_backward)
@@ -92,8 +133,8 @@ def convolution(
     """2-D convolution with zero padding k // 2 on all sides.
 
     1x1 kernels are a matrix product: XLA's CPU backend is slow in the backward pass of 1x1
-    convolutions, and accelerators compile both to the same. On the CPU, large 3x3 convolutions
-    get their kernel gradient by matrix products.
+    convolutions, and accelerators compile both to the same. On the CPU, gradients are written in
+    the form that its backend is fast at.
 
     Args:
       x: input map.
@@ -104,12 +145,9 @@ def convolution(
     size = kernel.shape[0]
     if size == 1 and groups == 1:
         return x[:, ::stride, ::stride] @ kernel[0, 0]
-    cells, features = x.shape[0] * x.shape[1] * x.shape[2], kernel.shape[3]
-    is_large = isinstance(cells, int) and cells >= MANY_CELLS  # the batch is open in an export
-    plain = size != 3 or stride != 1 or groups != 1 or not is_large
-    if plain or min(x.shape[3], features) < MANY_CHANNELS or jax.default_backend() != "cpu":
-        return _convolution(x, kernel, stride, groups)
-    return _cpu_convolution(x, kernel)
+    if groups == 1 and jax.default_backend() == "cpu":
+        return _cpu_convolution(x, kernel, stride)
+    return _convolution(x, kernel, stride, groups)
 
 
 class Conv(nn.Module):
