@@ -21,17 +21,17 @@ METRICS = (
 
 BACKENDS = ("pycocotools", "hotcoco")
 
-AREAS = ("all", "small", "medium", "large")
-"""Object sizes: all, under 32^2, under 96^2, above, px^2 of the annotation's area."""
-
 
 class ClassCurves(NamedTuple):
-    """What an evaluation says about one class; -1 where the class has no objects of the size."""
+    """What an evaluation says about one class; -1 where the class has no objects of the size.
+
+    Sizes: all, small (area of the annotation under 32^2 px), medium (under 96^2), large.
+    """
 
     precision: np.ndarray
-    """[10 IoU thresholds, 101 recalls, 4 areas] at 100 detections an image."""
+    """[10 IoU thresholds, 101 recalls, 4 sizes] at 100 detections an image."""
     recall: np.ndarray
-    """[10 IoU thresholds, 4 areas]: highest recall."""
+    """[10 IoU thresholds, 4 sizes]: highest recall."""
 
 
 def detections_to_coco(

@@ -61,9 +61,6 @@ class Batches(Iterator[Batch]):
         self.close()
 
 
-TrainBatches = Batches
-
-
 def batch_shapes(bucket: tuple[int, int], batch_size: int, max_boxes: int) -> Batch:
     """Shapes and types of a batch (`jax.ShapeDtypeStruct`), to compile before data is there."""
 
