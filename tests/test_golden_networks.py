@@ -102,9 +102,11 @@ def test_forward_equals_official(shared, variant):
         close(nchw(x), golden[f"C{i + 2}"])
     for i, x in enumerate(levels):
         close(nchw(x), golden[f"P{i + 3}"])
-        close(nchw(outputs.cls_logits[i][:, :, :, 0]), golden[f"cls_P{i + 3}"])
-        close(nchw(outputs.box_regression[i][:, :, :, 0]), golden[f"reg_P{i + 3}"])
-        close(nchw(outputs.centerness_logits[i]), golden[f"ctr_P{i + 3}"])
+        # P7 has two cells here: a group of the head is two numbers, whose variance cancels.
+        tolerance = 3e-3 if i == 4 else 1e-4
+        close(nchw(outputs.cls_logits[i][:, :, :, 0]), golden[f"cls_P{i + 3}"], tolerance)
+        close(nchw(outputs.box_regression[i][:, :, :, 0]), golden[f"reg_P{i + 3}"], tolerance)
+        close(nchw(outputs.centerness_logits[i]), golden[f"ctr_P{i + 3}"], tolerance)
 
     np.testing.assert_allclose(losses.cls, golden["loss_cls"], rtol=1e-4)
     np.testing.assert_allclose(losses.box, golden["loss_reg"], rtol=0.03)
@@ -134,10 +136,10 @@ def compare_detections(golden, found, i, regression):
     assert matched >= len(boxes) - missed
 
 
-def close(ours, golden):
+def close(ours, golden, tolerance=1e-4):
+    """Largest error at most `tolerance` standard deviations of the golden map."""
     assert ours.shape == golden.shape
-    # 1e-4 but for P7, where a group is two numbers and float32 variances are coarse.
-    assert np.abs(ours - golden).max() <= 1e-3 * golden.std() + 1e-7
+    assert np.abs(ours - golden).max() <= tolerance * golden.std() + 1e-7
 
 
 def generated(name, shape):
