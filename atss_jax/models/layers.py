@@ -74,30 +74,23 @@ def _cpu_convolution_forward(x, kernel, stride):
 
 def _cpu_convolution_backward(stride, saved, cotangent):
     x, kernel = saved
-    size, pad = kernel.shape[0], kernel.shape[0] // 2
-    sides = list(zip(x.shape[1:3], cotangent.shape[1:3], strict=True))
-    spans = [(out_side - 1) * stride + 1 for _, out_side in sides]
-    reach = size - 1 - pad
+    pad = kernel.shape[0] // 2
+    sides = zip(x.shape[1:3], cotangent.shape[1:3], strict=True)
+    rest = [side - 1 - (out_side - 1) * stride for side, out_side in sides]  # after the last centre
     input_gradient = _nhwc_convolution(
         cotangent,
         jnp.flip(kernel, (0, 1)).swapaxes(2, 3),
-        padding=[
-            (reach, side - span - reach + size - 1)
-            for (side, _), span in zip(sides, spans, strict=True)
-        ],
+        padding=[(pad, pad + cells) for cells in rest],
         lhs_dilation=(stride, stride),
     )
-    cells = x.shape[0] * x.shape[1] * x.shape[2]
-    is_large = cells >= MANY_CELLS and min(x.shape[3], kernel.shape[3]) >= MANY_CHANNELS
-    if is_large and size == 3 and stride == 1:
+    num_cells = x.shape[0] * x.shape[1] * x.shape[2]
+    is_large = num_cells >= MANY_CELLS and min(x.shape[3], kernel.shape[3]) >= MANY_CHANNELS
+    if is_large and pad == 1 and stride == 1:
         return input_gradient, _kernel_gradient_by_products(x, cotangent)
     kernel_gradient = _nhwc_convolution(  # channels as batch, images as channels
         x.transpose(3, 1, 2, 0),
         cotangent.transpose(1, 2, 0, 3),
-        padding=[
-            (pad, span - side + size - 1 - pad)
-            for (side, _), span in zip(sides, spans, strict=True)
-        ],
+        padding=[(pad, pad - cells) for cells in rest],
         rhs_dilation=(stride, stride),
     )
     return input_gradient, kernel_gradient.transpose(1, 2, 0, 3)
