@@ -73,7 +73,7 @@ def run(folder):
 
 
 def assert_same_training(one, other):
-    """Equal losses and assignments; equal momenta, that is, sums of gradients."""
+    """Equal losses, numbers of positives and parameters; equal momenta: sums of gradients."""
     (metrics, state), (other_metrics, other_state) = one, other
     for a, b in zip(metrics, other_metrics, strict=True):
         assert a.num_positives == b.num_positives > 0
@@ -85,6 +85,10 @@ def assert_same_training(one, other):
     for name, momentum in momenta.items():
         difference = np.linalg.norm(others[name] - momentum)
         assert difference <= 0.05 * np.linalg.norm(momentum) + 1e-5 * whole, name
+    for a, b in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(other_state.params), strict=True
+    ):
+        np.testing.assert_allclose(b, a, atol=1e-5)
 
 
 def momenta_of(state):
