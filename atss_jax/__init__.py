@@ -5,10 +5,11 @@ The map, in the order in which the data flows:
 - `structures`: the nouns; read it first. `typing`: the dimension letters.
 - `data/`: COCO JSON, ArrayRecord -> batch plan -> images -> `Batch`.
 - `models/`: ResNet, FPN, head -> `HeadOutputs`.
-- `pyramid`, `anchors`, `boxes`: geometry. `assigners/`: `GroundTruth` -> `Assignment`.
-- `targets`, `losses`: -> `Targets`, `Losses`. `optim`, `train`: the step and the loop.
-- `nms`, `postprocess`, `coco_metrics`, `evaluate`: -> `Detections` -> AP.
-- `predict`, `export`, `main`: what people run.
+- `geometry/`: pyramid, anchors, boxes, NMS. `assigners/`: `GroundTruth` -> `Assignment`.
+- `training/`: targets, losses, optimizer, the step.
+- `evaluation/`: `HeadOutputs` -> `Detections` -> AP.
+- `runtime/`: devices, compiled programs, checkpoints, metric files. `drawing/`: pictures, curves.
+- `run/`: the recipe as a whole and every mode of the command line, `main`.
 """
 
 __version__ = "0.1.0"

@@ -12,7 +12,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
-from atss_jax import config_check
+from atss_jax.run import recipe_io
 
 MODES = ("train", "eval", "train_and_eval", "predict", "export", "describe")
 
@@ -29,13 +29,13 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments {list(argv[1:])}: flags only.")
     if _CONFIG.value is None:
         raise app.UsageError("--config is missing, as in --config=configs/quickstart.py.")
-    config = config_check.check_config(_CONFIG.value.to_dict())
+    config = recipe_io.check_config(_CONFIG.value.to_dict())
     if not _WORKDIR.value and _MODE.value != "describe":
         raise app.UsageError("--workdir is missing: the folder of the run.")
 
-    from atss_jax import run_mode  # imports JAX: only after the flags are known to be right
+    from atss_jax.run import modes  # imports JAX: only after the flags are known to be right
 
-    sys.exit(run_mode.run(_MODE.value, config, _WORKDIR.value or ""))
+    sys.exit(modes.run(_MODE.value, config, _WORKDIR.value or ""))
 
 
 def check_flag_names(argv: Sequence[str]) -> str | None:
@@ -49,8 +49,8 @@ def check_flag_names(argv: Sequence[str]) -> str | None:
         name = match[1]
         if name.startswith("config."):
             field = name.removeprefix("config.")
-            if field not in config_check.field_names():
-                return config_check.unknown_field_message(field)
+            if field not in recipe_io.field_names():
+                return recipe_io.unknown_field_message(field)
         elif (
             name not in known
             and name not in absl_flags

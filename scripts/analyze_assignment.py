@@ -23,8 +23,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from atss_jax import assigners
-from atss_jax.anchors import AnchorGrid
 from atss_jax.data.coco import load_coco
+from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.structures import GroundTruth
 
 ASSIGNERS = {

@@ -32,7 +32,7 @@ def assign_atss_by_matrix(grid, image_size, gt, *, candidates_per_level=9, in_bo
     import jax.numpy as jnp
     from jax import lax
 
-    from atss_jax import boxes as box_math
+    from atss_jax.geometry import boxes as box_math
     from atss_jax.structures import Assignment
 
     anchors, centers = jnp.array(grid.boxes()), jnp.array(grid.centers())
@@ -107,8 +107,8 @@ def main() -> None:
     import jax
     import numpy as np
 
-    from atss_jax.anchors import AnchorGrid
     from atss_jax.assigners import ASSIGNERS
+    from atss_jax.geometry.anchors import AnchorGrid
 
     grid = AnchorGrid((800, 1344))
     forms = dict(ASSIGNERS) | {"atss, distance matrix": assign_atss_by_matrix}

@@ -96,9 +96,9 @@ def jax_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 
-    from atss_jax.anchors import AnchorGrid
+    from atss_jax.evaluation.postprocess import postprocess_batch
+    from atss_jax.geometry.anchors import AnchorGrid
     from atss_jax.models.detector import Detector, normalize_images
-    from atss_jax.postprocess import postprocess_batch
     from atss_jax.structures import HeadOutputs
 
     grid = AnchorGrid((arguments.height, arguments.width))
@@ -173,7 +173,7 @@ def torch_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     import torch  # pyright: ignore[reportMissingImports]
     import torchvision  # pyright: ignore[reportMissingImports]
 
-    from atss_jax.anchors import AnchorGrid
+    from atss_jax.geometry.anchors import AnchorGrid
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

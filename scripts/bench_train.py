@@ -43,7 +43,7 @@ def read_recipe(text: str, changes: list[str]) -> dict[str, Any]:
     Raises:
       ValueError: no such file, or a change that is no "group.field=value" of a known field.
     """
-    from atss_jax import config_check
+    from atss_jax.run import recipe_io
 
     path, _, argument = text.partition(":")
     if not Path(path).is_file():
@@ -57,8 +57,8 @@ def read_recipe(text: str, changes: list[str]) -> dict[str, Any]:
         name, equals, value = change.partition("=")
         if not equals:
             raise ValueError(f"--set {change}: give GROUP.FIELD=VALUE, as in data.global_batch=2.")
-        if name not in config_check.field_names():
-            raise ValueError(f"--set {change}: {config_check.unknown_field_message(name)}")
+        if name not in recipe_io.field_names():
+            raise ValueError(f"--set {change}: {recipe_io.unknown_field_message(name)}")
         group, field = name.split(".")
         try:
             values[group][field] = ast.literal_eval(value)
@@ -110,7 +110,7 @@ def use_synthetic_images(values: dict[str, Any], folder: Path) -> None:
 
 
 class OurTraining:
-    """A recipe, compiled, fed and stepped as `atss_jax.train` does it.
+    """A recipe, compiled, fed and stepped as `atss_jax.run.train` does it.
 
     Args:
       values: the recipe.
@@ -121,10 +121,12 @@ class OurTraining:
         import jax
         from etils import epath
 
-        from atss_jax import build, compiled, parallel, train_step
-        from atss_jax.config_check import check_config
         from atss_jax.data import loader
-        from atss_jax.setup import initial_state, set_up
+        from atss_jax.run import build
+        from atss_jax.run.recipe_io import check_config
+        from atss_jax.run.training_setup import initial_state, set_up
+        from atss_jax.runtime import compiled, parallel
+        from atss_jax.training import train_step
 
         self.config = config = check_config(values)
         self.setup = setup = set_up(config)
@@ -174,7 +176,7 @@ class OurTraining:
         """The figures of the steps timed."""
         import jax
 
-        from atss_jax.compiled import peak_flops
+        from atss_jax.runtime.compiled import peak_flops
 
         costs = list(self._step.costs.values())
         median = statistics.median(seconds)

@@ -42,7 +42,7 @@ def convert_file(source: str, target: str) -> None:
 
 def convert_workdir(workdir: str, target: str) -> None:
     """Writes the newest checkpoint of a workdir, with class names and config."""
-    from atss_jax.inference import Detector
+    from atss_jax.run.detector import Detector
 
     detector = Detector.load(workdir)
     config_json = (Path(workdir) / "config.json").read_text()

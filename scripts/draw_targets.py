@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atss_jax import visualize
-from atss_jax.anchors import AnchorGrid
 from atss_jax.assigners import ASSIGNERS, select_candidates
 from atss_jax.data.coco import load_coco
+from atss_jax.drawing import visualize
+from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.structures import GroundTruth
 
 

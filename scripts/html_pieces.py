@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from atss_jax import visualize
+from atss_jax.drawing import visualize
 
 COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 STYLE = """

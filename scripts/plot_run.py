@@ -11,8 +11,8 @@ from pathlib import Path
 
 from etils import epath
 
-from atss_jax import curves
-from atss_jax.metric_writer import read_rows
+from atss_jax.drawing import curves
+from atss_jax.runtime.metric_writer import read_rows
 
 
 def plot(workdirs: list[Path], output: Path | None) -> Path:

@@ -16,11 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from atss_jax import build, config_check, error_analysis
-from atss_jax.coco_metrics import METRICS, coco_metrics, mean_known, precision_curves
 from atss_jax.data.batch_rows import read_image
 from atss_jax.data.images import resized_size
-from atss_jax.metric_writer import read_rows
+from atss_jax.evaluation import error_analysis
+from atss_jax.evaluation.coco_metrics import METRICS, coco_metrics, mean_known, precision_curves
+from atss_jax.run import build, recipe_io
+from atss_jax.runtime.metric_writer import read_rows
 from atss_jax.structures import GroundTruth
 from html_pieces import COLORS, page, percent, plot, table, thumbnail
 
@@ -55,7 +56,7 @@ def make_report(workdir: Path) -> str:
     for name in ("config.json", "detections.json"):
         if not (workdir / name).exists():
             raise FileNotFoundError(f"{workdir / name}: missing. Run --mode=eval on it first.")
-    recipe = config_check.config_from_json((workdir / "config.json").read_text())
+    recipe = recipe_io.config_from_json((workdir / "config.json").read_text())
     dataset = build.load_dataset(recipe, "val")
     results = json.loads((workdir / "detections.json").read_text())
     truth = dataset.coco_ground_truth()

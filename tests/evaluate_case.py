@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atss_jax import evaluate, parallel
-from atss_jax.anchors import AnchorGrid
+from atss_jax.evaluation import whole_split
+from atss_jax.geometry.anchors import AnchorGrid
+from atss_jax.runtime import parallel
 from atss_jax.structures import Batch, GroundTruth, HeadOutputs
 
 SIZES = [(64, 96), (40, 90), (96, 64), (33, 96), (64, 50), (90, 40), (64, 96), (12, 20), (77, 60)]
@@ -103,7 +104,7 @@ def batches(batch_size, process_index=0, process_count=1):
 
 @functools.cache
 def predict_step(mesh, *, flip=False):
-    return evaluate.make_predict_step(
+    return whole_split.make_predict_step(
         MeanNetwork(), AnchorGrid(BUCKETS[0]), normalize=NORMALIZE, postprocess=POSTPROCESS,
         mesh=mesh, flip=flip,
     )  # fmt: skip
@@ -113,7 +114,7 @@ def run(mesh, step, batch_size):
     """(metrics, results) of the small set."""
     host_batches = batches(batch_size, jax.process_index(), jax.process_count())
     variables = jax.device_put({"shift": jnp.float32(0.25)}, parallel.replicated(mesh))
-    found = evaluate.evaluate(step, variables, host_batches, SmallSet(), mesh=mesh)
+    found = whole_split.evaluate(step, variables, host_batches, SmallSet(), mesh=mesh)
     if found is None:
         raise RuntimeError("stopped")
     return found

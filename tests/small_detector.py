@@ -6,9 +6,9 @@ import jax
 import numpy as np
 from etils import epath
 
-from atss_jax import build, config_check, run_files
-from atss_jax.checkpoint import Checkpointer
-from atss_jax.config import Config
+from atss_jax.run import build, recipe_io, workdir_files
+from atss_jax.run.recipe import Config
+from atss_jax.runtime.checkpoint import Checkpointer
 from configs import coco_json
 
 CLASS_NAMES = ("ring", "box", "dot")
@@ -28,7 +28,7 @@ def make_config(**fields) -> Config:
     for name, value in values.items():
         group, field = name.split(".")
         config[group][field] = value
-    return config_check.check_config(config.to_dict())
+    return recipe_io.check_config(config.to_dict())
 
 
 def make_variables(config: Config):
@@ -48,8 +48,8 @@ def make_variables(config: Config):
 def write_workdir(folder, config: Config) -> None:
     """A run with one checkpoint."""
     workdir = epath.Path(folder)
-    run_files.claim_workdir(config, workdir, training=True)
-    run_files.write_classes(workdir, CLASS_NAMES, CATEGORY_IDS)
+    workdir_files.claim_workdir(config, workdir, training=True)
+    workdir_files.write_classes(workdir, CLASS_NAMES, CATEGORY_IDS)
     checkpointer = Checkpointer(workdir / "checkpoints", keep_last=1, keep_best=0, keep_every=0)
     checkpointer.save(7, {"step": np.int32(7), **make_variables(config)}, None, wait=True)
     checkpointer.close()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atss_jax.anchors import AnchorGrid
+from atss_jax.geometry.anchors import AnchorGrid
 from tests.test_golden_assignment import GRIDS
 
 # Official boxes are inclusive: (x1, y1, x2 + 1, y2 + 1) is ours.

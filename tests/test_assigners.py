@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atss_jax.anchors import AnchorGrid
 from atss_jax.assigners import ASSIGNERS, assign_atss, atss, iou_thresholds, select_candidates
 from atss_jax.assigners.spatial_scale import SCALE_RANGES
+from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.structures import GroundTruth
 from tests.oracles import assigners as oracle
 from tests.scenes import ground_truth, random_boxes, stack

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atss_jax import boxes
+from atss_jax.geometry import boxes
 
 INCLUSIVE = np.array([0, 0, 1, 1], np.float32)
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from atss_jax.coco_metrics import (
+from atss_jax.evaluation.coco_metrics import (
     METRICS,
     coco_metrics,
     detections_to_coco,

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from atss_jax import config_check, main
-from atss_jax.config import Config
+from atss_jax import main
+from atss_jax.run import recipe_io
+from atss_jax.run.recipe import Config
 from configs import (
     ablations,
     atss_r50_fpn_1x,
@@ -73,8 +74,8 @@ ARGUMENT_VALUES = {
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.__name__)
 def test_recipe_fits_the_schema_and_survives_json(recipe):
-    config = config_check.check_config(recipe.get_config().to_dict())
-    assert config_check.config_from_json(config_check.config_to_json(config)) == config
+    config = recipe_io.check_config(recipe.get_config().to_dict())
+    assert recipe_io.config_from_json(recipe_io.config_to_json(config)) == config
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.__name__)
@@ -89,7 +90,7 @@ def test_recipe_rejects_unknown_argument(recipe):
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_every_value_of_an_argument_builds_and_sets_its_field(recipe, argument):
-    config = config_check.check_config(recipe.get_config(argument).to_dict())
+    config = recipe_io.check_config(recipe.get_config(argument).to_dict())
     field, expected = ARGUMENT_VALUES[recipe][argument]
     group, name = field.split(".")
     assert getattr(getattr(config, group), name) == expected
@@ -123,7 +124,7 @@ def test_ablation_arguments_that_do_not_go_together_are_refused(argument, messag
 
 
 def test_largest_draw_of_multiscale_training_fits_the_buckets():
-    data = config_check.check_config(paper_table8.get_config().to_dict()).data
+    data = recipe_io.check_config(paper_table8.get_config().to_dict()).data
     short, long = max(data.train_short_sides), data.max_long_side
     assert any(h >= short and w >= long for h, w in data.buckets)
     assert any(h >= long and w >= short for h, w in data.buckets)
@@ -139,10 +140,10 @@ def one_edit_typos(word):
         yield word[:i] + "q" + word[i:]
 
 
-@pytest.mark.parametrize("name", config_check.field_names())
+@pytest.mark.parametrize("name", recipe_io.field_names())
 def test_every_one_edit_typo_of_a_field_is_rejected_with_its_name(name):
     group, field = name.split(".")
-    known = config_check.field_names()
+    known = recipe_io.field_names()
     for typo in one_edit_typos(field):
         if not typo or f"{group}.{typo}" in known:
             continue
@@ -159,7 +160,7 @@ def test_typo_of_a_group_names_the_group(group):
         if typo:
             values = {typo: {}}
             with pytest.raises(ValueError, match=f"Did you mean config.{group}"):
-                config_check.check_config(values)
+                recipe_io.check_config(values)
 
 
 def test_unknown_flag_names_the_nearest():
@@ -191,38 +192,38 @@ def test_missing_and_mistyped_fields():
     values = quickstart.get_config().to_dict()
     values["optim"]["num_steps"] = "many"
     with pytest.raises(ValueError, match="config.optim.num_steps='many': must be int"):
-        config_check.check_config(values)
+        recipe_io.check_config(values)
     values = quickstart.get_config().to_dict()
     del values["model"]["width"]
     with pytest.raises(ValueError, match="config.model.width: missing"):
-        config_check.check_config(values)
+        recipe_io.check_config(values)
     values = quickstart.get_config().to_dict()
     values["data"]["flipp"] = 0.5
     with pytest.raises(ValueError, match="Did you mean config.data.flip?"):
-        config_check.check_config(values)
+        recipe_io.check_config(values)
 
 
 def test_integers_pass_for_floats_and_lists_for_tuples():
     values = quickstart.get_config().to_dict()
     values["model"]["width"] = 1
     values["data"]["buckets"] = [[128, 160]]
-    checked = config_check.check_config(values)
+    checked = recipe_io.check_config(values)
     assert checked.model.width == 1.0 and checked.data.buckets == ((128, 160),)
 
 
 def test_differences_ignore_what_does_not_change_numbers():
-    config = config_check.check_config(quickstart.get_config().to_dict())
+    config = recipe_io.check_config(quickstart.get_config().to_dict())
     other = dataclasses.replace(
         config,
         run=dataclasses.replace(config.run, log_every=3),
         optim=dataclasses.replace(config.optim, learning_rate=1.0),
         eval=dataclasses.replace(config.eval, nms_iou=0.5),
     )
-    assert config_check.config_differences(config, other, training=True) == [
+    assert recipe_io.config_differences(config, other, training=True) == [
         "  config.optim.learning_rate: 0.002 -> 1.0",
         "  config.eval.nms_iou: 0.6 -> 0.5",
     ]
-    assert len(config_check.config_differences(config, other, training=False)) == 1
+    assert len(recipe_io.config_differences(config, other, training=False)) == 1
 
 
 def test_every_field_is_read_somewhere():
@@ -239,7 +240,7 @@ def test_every_field_is_read_somewhere():
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
         }
     dynamic = {f"{s}_{k}" for s in ("train", "val") for k in ("annotations", "images", "split")}
-    unread = [n for n in config_check.field_names() if n.split(".")[1] not in read | dynamic]
+    unread = [n for n in recipe_io.field_names() if n.split(".")[1] not in read | dynamic]
     assert not unread, unread
 
 

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from atss_jax.describe import count_macs, count_parameters
 from atss_jax.models.detector import Detector, frozen_mask
+from atss_jax.run.describe import count_macs, count_parameters
 
 
 def test_paper_network():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atss_jax import pyramid
+from atss_jax.geometry import pyramid
 from atss_jax.models.detector import Detector, frozen_mask, is_frozen, normalize_images
 
 SMALL = {"num_classes": 3, "width": 0.125, "stem_channels": 8, "fpn_channels": 32, "head_convs": 1}

@@ -11,9 +11,10 @@ import pytest
 from etils import epath
 from jax.sharding import AxisType, PartitionSpec
 
-from atss_jax import compiled, metric_writer, parallel, run_files
-from atss_jax.checkpoint import Checkpointer, restore_part
-from atss_jax.config_check import check_config
+from atss_jax.run import workdir_files
+from atss_jax.run.recipe_io import check_config
+from atss_jax.runtime import compiled, metric_writer, parallel
+from atss_jax.runtime.checkpoint import Checkpointer, restore_part
 from configs import quickstart
 
 
@@ -176,15 +177,15 @@ def test_no_checkpoint_is_said_clearly(tmp_path):
         restore_part(epath.Path(tmp_path / "nothing"), {})
     config = check_config(quickstart.get_config().to_dict())
     with pytest.raises(FileNotFoundError, match="Train first"):
-        run_files.claim_workdir(config, epath.Path(tmp_path / "nothing"), training=False)
+        workdir_files.claim_workdir(config, epath.Path(tmp_path / "nothing"), training=False)
 
 
 def test_eval_mode_may_change_evaluation_fields_only(tmp_path):
     config = check_config(quickstart.get_config().to_dict())
     workdir = epath.Path(tmp_path / "run")
-    run_files.claim_workdir(config, workdir, training=True)
+    workdir_files.claim_workdir(config, workdir, training=True)
     values = quickstart.get_config().to_dict()
     values["eval"]["nms_iou"] = 0.5
-    run_files.claim_workdir(check_config(values), workdir, training=False)
+    workdir_files.claim_workdir(check_config(values), workdir, training=False)
     with pytest.raises(ValueError, match="config.eval.nms_iou: 0.6 -> 0.5"):
-        run_files.claim_workdir(check_config(values), workdir, training=True)
+        workdir_files.claim_workdir(check_config(values), workdir, training=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from atss_jax.error_analysis import KINDS, best_threshold, confusion_matrix, judge_image
+from atss_jax.evaluation.error_analysis import KINDS, best_threshold, confusion_matrix, judge_image
 
 GT_BOXES = np.array([[0, 0, 10, 10], [20, 0, 30, 20], [50, 50, 60, 70]], float)
 GT_LABELS = np.array([0, 1, 1])

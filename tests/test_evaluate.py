@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atss_jax import evaluate, parallel
-from atss_jax.multiscale import make_passes
-from atss_jax.parallel import AXIS
+from atss_jax.evaluation import whole_split
+from atss_jax.evaluation.passes import make_passes
+from atss_jax.runtime import parallel
+from atss_jax.runtime.parallel import AXIS
 from tests import evaluate_case as case
 from tests.conftest import with_devices
 
@@ -87,19 +88,19 @@ def test_no_collectives():
 
 def test_lost_and_doubled_images():
     with pytest.raises(RuntimeError, match=r"records \[1\] were seen \[0\] times"):
-        evaluate.check_each_once(np.array([0, 2]), 3)
+        whole_split.check_each_once(np.array([0, 2]), 3)
     with pytest.raises(RuntimeError, match=r"records \[0\] were seen \[2\] times"):
-        evaluate.check_each_once(np.array([0, 0, 1]), 2)
+        whole_split.check_each_once(np.array([0, 0, 1]), 2)
 
 
 def test_stop_and_no_metrics():
     step = case.predict_step(ONE_DEVICE)
     variables = {"shift": jnp.float32(0.25)}
-    stopped = evaluate.evaluate(
+    stopped = whole_split.evaluate(
         step, variables, case.batches(1), case.SmallSet(), mesh=ONE_DEVICE, should_stop=lambda: True
     )
     assert stopped is None
-    found = evaluate.evaluate(
+    found = whole_split.evaluate(
         step, variables, case.batches(1), case.SmallSet(), mesh=ONE_DEVICE, with_metrics=False
     )
     assert found is not None and found[0] == {} and len(found[1]) > 10
@@ -111,7 +112,7 @@ def test_mirroring():
     variables = {"shift": jnp.float32(0.25)}
     sizes, scale = jnp.asarray(batch.image_size), jnp.asarray(batch.scale)
     images = jnp.asarray(batch.image)
-    mirrored = evaluate.mirror_images(images, sizes)
+    mirrored = whole_split.mirror_images(images, sizes)
     for row, (height, width) in enumerate(batch.image_size):
         np.testing.assert_array_equal(
             mirrored[row, :height, :width], images[row, :height, :width][:, ::-1]
@@ -121,7 +122,7 @@ def test_mirroring():
     unmirrored = case.predict_step(None, flip=True)(variables, mirrored, sizes, scale)
     np.testing.assert_array_equal(plain.scores, unmirrored.scores)
     np.testing.assert_allclose(
-        evaluate.mirror_boxes(jnp.asarray(plain.boxes), sizes, scale)[plain.is_valid],
+        whole_split.mirror_boxes(jnp.asarray(plain.boxes), sizes, scale)[plain.is_valid],
         unmirrored.boxes[unmirrored.is_valid],
         atol=1e-3,
     )
@@ -139,7 +140,7 @@ def test_passes_are_merged(reference):
         seen.append(one_pass)
         return case.batches(7)
 
-    found = evaluate.evaluate_passes(
+    found = whole_split.evaluate_passes(
         steps, variables, make_batches, passes, case.SmallSet(), mesh=ONE_DEVICE
     )
     assert found is not None and seen == list(passes)

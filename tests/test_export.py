@@ -13,8 +13,8 @@ import pytest
 from etils import epath
 from jax import export as jax_export
 
-from atss_jax import export
-from atss_jax.inference import Detector
+from atss_jax.run import export
+from atss_jax.run.detector import Detector
 from tests.small_detector import CATEGORY_IDS, CLASS_NAMES, make_config
 from tests.small_detector import write_workdir as write_run
 

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atss_jax import assigners, boxes
-from atss_jax.anchors import AnchorGrid
+from atss_jax import assigners
 from atss_jax.assigners.spatial_scale import SCALE_RANGES
+from atss_jax.geometry import boxes
+from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.structures import GroundTruth
-from atss_jax.targets import make_targets
+from atss_jax.training.targets import make_targets
 
 HERE = Path(__file__).parent / "golden"
 LOCAL = sorted(path.stem for path in HERE.glob("assign_*.npz"))

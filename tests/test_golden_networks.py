@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from atss_jax.anchors import AnchorGrid
 from atss_jax.assigners import ASSIGNERS
-from atss_jax.losses import detection_losses
+from atss_jax.evaluation.postprocess import postprocess_batch
+from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.models import pretrained
 from atss_jax.models.deform_conv import deform_conv
 from atss_jax.models.detector import Detector
 from atss_jax.models.resnet import ResNet
-from atss_jax.postprocess import postprocess_batch
 from atss_jax.structures import GroundTruth
-from atss_jax.targets import assign_targets
+from atss_jax.training.losses import detection_losses
+from atss_jax.training.targets import assign_targets
 
 TINY = {"num_classes": 10, "stem_channels": 8, "width": 1 / 16}
 VARIANTS = {

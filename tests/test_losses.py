@@ -9,13 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from atss_jax import boxes as box_ops
-from atss_jax import losses as losses_lib
-from atss_jax.anchors import AnchorGrid
 from atss_jax.assigners import assign_atss
-from atss_jax.losses import detection_losses
+from atss_jax.geometry import boxes as box_ops
+from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.structures import GroundTruth, HeadOutputs, Targets
-from atss_jax.targets import assign_targets
+from atss_jax.training import losses as losses_lib
+from atss_jax.training.losses import detection_losses
+from atss_jax.training.targets import assign_targets
 from tests.test_golden_assignment import GRIDS, assigners_for
 
 GRID = AnchorGrid((32, 64))

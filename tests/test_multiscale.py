@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atss_jax.multiscale import (
+from atss_jax.evaluation.passes import (
     PAPER_SIDES,
     Pass,
     in_size_range,

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from atss_jax.nms import class_wise_nms
+from atss_jax.geometry.nms import class_wise_nms
 from tests.oracles.nms import greedy_nms
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atss_jax import optim
+from atss_jax.training import optim
 
 PARAMS: Any = {
     "backbone": {"stem": {"kernel": np.array([1.0, -2.0], np.float32)}},

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atss_jax.anchors import AnchorGrid
-from atss_jax.postprocess import postprocess, postprocess_batch, select_top_pairs
+from atss_jax.evaluation.postprocess import postprocess, postprocess_batch, select_top_pairs
+from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.structures import HeadOutputs
 from tests.oracles.nms import postprocess as oracle_postprocess
 

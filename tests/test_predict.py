@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from atss_jax import predict
 from atss_jax.data import media
-from atss_jax.inference import Detector
 from atss_jax.models import pretrained
+from atss_jax.run import predict
+from atss_jax.run.detector import Detector
 from tests.small_detector import (
     CATEGORY_IDS,
     CLASS_NAMES,

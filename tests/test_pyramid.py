@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from atss_jax import pyramid
+from atss_jax.geometry import pyramid
 
 
 def test_every_side_up_to_2000_px():

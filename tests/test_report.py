@@ -7,8 +7,8 @@ import pytest
 from etils import epath
 
 import report
-from atss_jax import run_files
 from atss_jax.data import synthetic
+from atss_jax.run import workdir_files
 from tests import tiny
 
 
@@ -19,7 +19,7 @@ def workdir(tmp_path):
     tiny.make_coco(tmp_path, 6, "val")
     config = tiny.make_config(tmp_path)
     workdir = tmp_path / "run <1>"
-    run_files.claim_workdir(config, epath.Path(workdir), training=True)
+    workdir_files.claim_workdir(config, epath.Path(workdir), training=True)
     truth = json.loads((tmp_path / "val.json").read_text())["annotations"]
     detections = [
         {k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9} for a in truth[1:]

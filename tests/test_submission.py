@@ -5,7 +5,7 @@ import zipfile
 
 from etils import epath
 
-from atss_jax.validation import write_submission
+from atss_jax.run.validation import write_submission
 
 
 def test_one_json_file_in_a_zip(tmp_path):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from atss_jax.anchors import AnchorGrid
 from atss_jax.assigners import ASSIGNERS, assign_atss
+from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.structures import Assignment
-from atss_jax.targets import assign_targets, make_targets
+from atss_jax.training.targets import assign_targets, make_targets
 from tests.scenes import ground_truth, random_boxes, stack
 
 GRID = AnchorGrid((64, 96))

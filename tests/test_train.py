@@ -18,8 +18,9 @@ from etils import epath
 from jax.sharding import AxisType
 
 import kill_test
-from atss_jax import parallel, step_log, train, validation
-from atss_jax.metric_writer import read_rows
+from atss_jax.run import step_log, train, validation
+from atss_jax.runtime import parallel
+from atss_jax.runtime.metric_writer import read_rows
 from tests import tiny
 from tests.conftest import with_devices
 

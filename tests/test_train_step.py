@@ -9,8 +9,10 @@ import optax
 import pytest
 from jax.sharding import AxisType
 
-from atss_jax import build, parallel, setup, train_step
 from atss_jax.data import loader
+from atss_jax.run import build, training_setup
+from atss_jax.runtime import parallel
+from atss_jax.training import train_step
 from tests import tiny
 
 pytestmark = pytest.mark.slow
@@ -47,7 +49,7 @@ def run(folder):
         mesh = mesh_of(devices)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parallel, "make_mesh", lambda: mesh)
-            parts = setup.set_up(config)
+            parts = training_setup.set_up(config)
         norm = config.model.backbone_norm
         if norm not in initial:
             init = jax.jit(lambda: build.init_variables(config, parts.settings.model, 0))
@@ -131,7 +133,7 @@ def test_bad_boxes_never_reach_the_parameters(run, corrupt):
 def test_nan_weights_skip_the_update_and_keep_everything(folder):
     """A non-finite gradient leaves parameters, optimizer and statistics as they were."""
     config = tiny.make_config(folder)
-    parts = setup.set_up(config)
+    parts = training_setup.set_up(config)
     variables = jax.jit(lambda: build.init_variables(config, parts.settings.model, 0))()
     state = train_step.init_state(parts.settings, variables)
     metrics_like = train_step.Losses(*(jnp.array(v) for v in (np.nan, 1.0, 1.0, 1.0, 3.0)))

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from atss_jax import curves, visualize
+from atss_jax.drawing import curves, visualize
 
 GRAY = np.full((60, 90, 3), 128, np.uint8)
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import cv2
 
-from atss_jax.config import Config
-from atss_jax.config_check import check_config
 from atss_jax.data import synthetic
+from atss_jax.run.recipe import Config
+from atss_jax.run.recipe_io import check_config
 from configs import quickstart
 
 

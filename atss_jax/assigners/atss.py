@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from atss_jax.anchors import AnchorGrid
 from atss_jax.assigners.conflicts import highest_iou_wins
 from atss_jax.assigners.windows import (
     location_centers,
@@ -19,7 +18,8 @@ from atss_jax.assigners.windows import (
     nearest_edge,
     nearest_locations,
 )
-from atss_jax.boxes import at_least_float32
+from atss_jax.geometry.anchors import AnchorGrid
+from atss_jax.geometry.boxes import at_least_float32
 from atss_jax.structures import Assignment, GroundTruth
 from atss_jax.typing import AnyArray, Array, Bool, Float, Int
 

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 from jax import lax
 
-from atss_jax.anchors import AnchorGrid
 from atss_jax.assigners.windows import nearest_edge
-from atss_jax.boxes import at_least_float32
+from atss_jax.geometry.anchors import AnchorGrid
+from atss_jax.geometry.boxes import at_least_float32
 from atss_jax.structures import Assignment, GroundTruth
 from atss_jax.typing import AnyArray, Int
 

@@ -8,9 +8,9 @@ import math
 
 import jax.numpy as jnp
 
-from atss_jax.anchors import AnchorGrid
 from atss_jax.assigners.conflicts import first_wins
-from atss_jax.boxes import at_least_float32, box_area
+from atss_jax.geometry.anchors import AnchorGrid
+from atss_jax.geometry.boxes import at_least_float32, box_area
 from atss_jax.structures import Assignment, GroundTruth
 from atss_jax.typing import AnyArray, Array, Int
 

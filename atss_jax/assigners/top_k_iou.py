@@ -3,7 +3,6 @@
 import jax.numpy as jnp
 from jax import lax
 
-from atss_jax.anchors import AnchorGrid
 from atss_jax.assigners.conflicts import highest_iou_wins
 from atss_jax.assigners.windows import (
     location_centers,
@@ -12,7 +11,8 @@ from atss_jax.assigners.windows import (
     nearest_edge,
     window_locations,
 )
-from atss_jax.boxes import at_least_float32, box_centers
+from atss_jax.geometry.anchors import AnchorGrid
+from atss_jax.geometry.boxes import at_least_float32, box_centers
 from atss_jax.structures import Assignment, GroundTruth
 from atss_jax.typing import AnyArray, Array, Float, Int
 

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from atss_jax.anchors import AnchorGrid
-from atss_jax.boxes import at_least_float32, box_centers
+from atss_jax.geometry.anchors import AnchorGrid
+from atss_jax.geometry.boxes import at_least_float32, box_centers
 from atss_jax.typing import AnyArray, Array, Bool, Float, Int
 
 

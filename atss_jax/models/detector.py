@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from atss_jax import pyramid
+from atss_jax.geometry import pyramid
 from atss_jax.models.fpn import FeaturePyramid
 from atss_jax.models.head import Head
 from atss_jax.models.layers import NORMS

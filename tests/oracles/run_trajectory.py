@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from atss_jax import optim
-from atss_jax.anchors import AnchorGrid
 from atss_jax.assigners import assign_atss
-from atss_jax.losses import detection_losses
+from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.models import pretrained
 from atss_jax.models.detector import Detector, frozen_mask, normalize_images
 from atss_jax.structures import GroundTruth
-from atss_jax.targets import assign_targets
+from atss_jax.training import optim
+from atss_jax.training.losses import detection_losses
+from atss_jax.training.targets import assign_targets
 
 SHAPE = (128, 192)
 SLOTS = 48

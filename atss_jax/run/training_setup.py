@@ -5,12 +5,14 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from atss_jax import build, compiled, parallel, train_step
-from atss_jax.config import Config
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.models.detector import frozen_mask
-from atss_jax.train_step import StepSettings, TrainState
+from atss_jax.run import build
+from atss_jax.run.recipe import Config
+from atss_jax.runtime import compiled, parallel
+from atss_jax.training import train_step
+from atss_jax.training.train_step import StepSettings, TrainState
 
 
 class Setup(NamedTuple):

@@ -7,9 +7,9 @@ import traceback
 import jax
 from etils import epath
 
-from atss_jax import describe, export, predict, step_log, train, validation
-from atss_jax.config import Config
-from atss_jax.metric_writer import configure_logging
+from atss_jax.run import describe, export, predict, step_log, train, validation
+from atss_jax.run.recipe import Config
+from atss_jax.runtime.metric_writer import configure_logging
 
 
 def run(mode: str, config: Config, workdir: str) -> int:

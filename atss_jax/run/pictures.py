@@ -6,14 +6,14 @@ import jax
 import numpy as np
 from etils import epath
 
-from atss_jax import visualize
-from atss_jax.config import Config
 from atss_jax.data import images, loader
 from atss_jax.data.dataset import DetectionDataset
-from atss_jax.metric_writer import MetricWriter, read_rows
-from atss_jax.setup import Setup
+from atss_jax.drawing import visualize
+from atss_jax.run.recipe import Config
+from atss_jax.run.training_setup import Setup
+from atss_jax.runtime.metric_writer import MetricWriter, read_rows
 from atss_jax.structures import Batch
-from atss_jax.targets import assign_targets
+from atss_jax.training.targets import assign_targets
 
 SHOWN_SCORE = 0.3
 """Detections are drawn from this score on."""
@@ -59,7 +59,7 @@ def after_evaluation(
         visualize.save_image(folder / f"positives_{number}.jpg", picture)
         writer.write_image(step, f"positives/{number}", picture)
     writer.flush()
-    from atss_jax import curves  # Matplotlib: half a second of a start
+    from atss_jax.drawing import curves  # Matplotlib: half a second of a start
 
     curves.plot_curves(
         read_rows(workdir / "metrics.jsonl"), folder / "curves.png", title=workdir.name

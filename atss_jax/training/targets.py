@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from atss_jax.anchors import AnchorGrid
-from atss_jax.boxes import at_least_float32, centerness
+from atss_jax.geometry.anchors import AnchorGrid
+from atss_jax.geometry.boxes import at_least_float32, centerness
 from atss_jax.structures import Assignment, GroundTruth, Targets
 from atss_jax.typing import AnyArray, Int
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from atss_jax.anchors import AnchorGrid
-from atss_jax.boxes import at_least_float32, decode_deltas, decode_points
-from atss_jax.nms import class_wise_nms
+from atss_jax.geometry.anchors import AnchorGrid
+from atss_jax.geometry.boxes import at_least_float32, decode_deltas, decode_points
+from atss_jax.geometry.nms import class_wise_nms
 from atss_jax.structures import Detections, HeadOutputs
 from atss_jax.typing import Array, Bool, Float, Int
 

@@ -7,7 +7,7 @@ classes only; nothing here knows anchors or levels.
 import jax.numpy as jnp
 from jax import lax
 
-from atss_jax.boxes import at_least_float32, box_area, paired_intersection
+from atss_jax.geometry.boxes import at_least_float32, box_area, paired_intersection
 from atss_jax.typing import Array, Bool, Float, Int
 
 

@@ -9,11 +9,13 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from atss_jax import build, checkpoint, evaluate, multiscale, parallel, run_files
-from atss_jax.config import Config
 from atss_jax.data import images, loader
 from atss_jax.data.dataset import DetectionDataset
+from atss_jax.evaluation import passes, whole_split
 from atss_jax.models.detector import Detector
+from atss_jax.run import build, workdir_files
+from atss_jax.run.recipe import Config
+from atss_jax.runtime import checkpoint, parallel
 
 
 class Outcome(NamedTuple):
@@ -45,11 +47,11 @@ class Validation:
     ):
         self._config, self._mesh, self.dataset = config, mesh, dataset
         data = config.data
-        self._passes = multiscale.make_passes(
+        self._passes = passes.make_passes(
             config.eval.multiscale, data.short_side, data.max_long_side
         )
         plain, mirrored = (
-            evaluate.make_predict_step(
+            whole_split.make_predict_step(
                 model,
                 build.make_grid(config),
                 normalize=build.normalize_keywords(config),
@@ -78,14 +80,16 @@ class Validation:
         }
         if self._config.eval.multiscale == "none":
             batches = self._batches(self._passes[0])
-            found = evaluate.evaluate(self._steps[0], variables, batches, self.dataset, **keywords)
+            found = whole_split.evaluate(
+                self._steps[0], variables, batches, self.dataset, **keywords
+            )
         else:
-            found = evaluate.evaluate_passes(
+            found = whole_split.evaluate_passes(
                 self._steps, variables, self._batches, self._passes, self.dataset, **keywords
             )
         return None if found is None else Outcome(*found)
 
-    def _batches(self, one_pass: multiscale.Pass) -> loader.Batches:
+    def _batches(self, one_pass: passes.Pass) -> loader.Batches:
         """Every image once, at the size of a pass."""
         data, dataset = self._config.data, self.dataset
         keywords = build.eval_batch_keywords(self._config)
@@ -94,7 +98,7 @@ class Validation:
                 images.resized_size((h, w), one_pass.short_side, one_pass.max_long_side)
                 for h, w in dataset.sizes.tolist()
             ]
-            keywords["buckets"] = multiscale.pass_buckets(
+            keywords["buckets"] = passes.pass_buckets(
                 np.array(targets), data.buckets, one_pass.short_side / data.short_side
             )
             keywords["short_side"] = one_pass.short_side
@@ -129,7 +133,7 @@ def restore_variables(config: Config, workdir: epath.Path, model: Detector, mesh
 
 def evaluate_workdir(config: Config, workdir: epath.Path) -> Outcome:
     """`--mode=eval`: the newest checkpoint's metrics, into eval.json and detections.json."""
-    run_files.claim_workdir(config, workdir, training=False)
+    workdir_files.claim_workdir(config, workdir, training=False)
     mesh = build.make_mesh(config)
     dataset = build.load_dataset(config, "val")
     model = build.make_model(config, len(dataset.class_names))
@@ -138,9 +142,9 @@ def evaluate_workdir(config: Config, workdir: epath.Path) -> Outcome:
     if outcome is None:
         raise RuntimeError("the evaluation was stopped")
     if jax.process_index() == 0:
-        run_files.write_json(workdir / "detections.json", outcome.results)
+        workdir_files.write_json(workdir / "detections.json", outcome.results)
         if outcome.metrics:
-            run_files.write_json(workdir / "eval.json", {"step": step, **outcome.metrics})
+            workdir_files.write_json(workdir / "eval.json", {"step": step, **outcome.metrics})
             print(summary(outcome.metrics))
         else:
             path = write_submission(workdir, config.data.name)

@@ -15,23 +15,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from atss_jax import (
-    build,
-    compiled,
-    config_check,
-    parallel,
-    pictures,
-    run_files,
-    train_step,
-    validation,
-)
-from atss_jax.checkpoint import Checkpointer
-from atss_jax.config import Config
 from atss_jax.data import loader
-from atss_jax.metric_writer import MetricWriter, Progress, read_rows
-from atss_jax.setup import Setup, initial_state, set_up
-from atss_jax.step_log import StepLog
-from atss_jax.train_step import TrainState
+from atss_jax.run import build, pictures, recipe_io, validation, workdir_files
+from atss_jax.run.recipe import Config
+from atss_jax.run.step_log import StepLog
+from atss_jax.run.training_setup import Setup, initial_state, set_up
+from atss_jax.runtime import compiled, parallel
+from atss_jax.runtime.checkpoint import Checkpointer
+from atss_jax.runtime.metric_writer import MetricWriter, Progress, read_rows
+from atss_jax.training import train_step
+from atss_jax.training.train_step import TrainState
 
 PREEMPTED_EXIT_CODE = 75
 """EX_TEMPFAIL: saved and stopped on a signal; the same command goes on."""
@@ -82,10 +75,10 @@ def train(config: Config, workdir: epath.Path, *, with_evaluation: bool) -> dict
       NonFiniteError: too many steps in a row with non-finite numbers.
     """
     setup = set_up(config)
-    run_files.claim_workdir(config, workdir, training=True)
-    run_files.write_classes(workdir, setup.train_set.class_names, setup.train_set.category_ids)
+    workdir_files.claim_workdir(config, workdir, training=True)
+    workdir_files.write_classes(workdir, setup.train_set.class_names, setup.train_set.category_ids)
     common = dataclasses.replace(config, run=dataclasses.replace(config.run, process_id=0))
-    parallel.assert_same_everywhere(config_check.config_to_json(common), "the configuration")
+    parallel.assert_same_everywhere(recipe_io.config_to_json(common), "the configuration")
     parallel.assert_same_everywhere(setup.plan.fingerprint(), "the data plan")
     compiled.use_compilation_cache(config.run.compilation_cache, workdir)
     checkpointer = Checkpointer(
@@ -227,7 +220,7 @@ class _Loop:
         self._evaluated[step] = outcome.metrics
         self._progress.note(validation.summary(outcome.metrics))
         if jax.process_index() == 0:
-            run_files.write_json(self._workdir / "detections.json", outcome.results)
+            workdir_files.write_json(self._workdir / "detections.json", outcome.results)
             pictures.after_evaluation(
                 self._config,
                 self._workdir,
@@ -272,7 +265,7 @@ class _Loop:
         seconds = self._log.total_seconds()
         if jax.process_index() != 0:
             return {}
-        return run_files.write_result(
+        return workdir_files.write_result(
             self._workdir,
             metrics=metrics,
             steps=num_steps,

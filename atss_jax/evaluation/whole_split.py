@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from atss_jax import parallel
-from atss_jax.anchors import AnchorGrid
-from atss_jax.coco_metrics import coco_metrics, detections_to_coco
+from atss_jax.evaluation.coco_metrics import coco_metrics, detections_to_coco
+from atss_jax.evaluation.passes import Pass, merge_images
+from atss_jax.evaluation.postprocess import postprocess_batch
+from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.models.detector import normalize_images
-from atss_jax.multiscale import Pass, merge_images
-from atss_jax.postprocess import postprocess_batch
+from atss_jax.runtime import parallel
 from atss_jax.structures import Batch, Detections
 from atss_jax.typing import Array, Float, Int, UInt8
 

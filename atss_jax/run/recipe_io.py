@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from atss_jax.config import Config
+from atss_jax.run.recipe import Config
 
 FREE_FIELDS = (
     "data.num_workers",

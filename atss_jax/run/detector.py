@@ -1,6 +1,6 @@
 """A trained detector on anybody's images: the `Detector` that people hold in their hands.
 
-    from atss_jax.predict import Detector
+    from atss_jax.run.predict import Detector
     detector = Detector.load("workdirs/mine")
     found = detector("photo.jpg")            # found.boxes, found.scores, found.labels
 
@@ -18,13 +18,14 @@ import jax
 import numpy as np
 from etils import epath
 
-from atss_jax import build, config_check, multiscale, validation
-from atss_jax.config import Config
 from atss_jax.data import images, media
 from atss_jax.data.batch_plan import choose_bucket
-from atss_jax.evaluate import make_predict_step
+from atss_jax.evaluation import passes
+from atss_jax.evaluation.whole_split import make_predict_step
 from atss_jax.models import pretrained
-from atss_jax.parallel import AXIS
+from atss_jax.run import build, recipe_io, validation
+from atss_jax.run.recipe import Config
+from atss_jax.runtime.parallel import AXIS
 from atss_jax.structures import Detections
 
 CHUNKS_IN_FLIGHT = 2
@@ -61,7 +62,7 @@ class Detector:
         self.variables, self._batch_size = variables, batch_size
         data = config.data
         self.model = build.make_model(config, len(class_names))
-        self._passes = multiscale.make_passes(
+        self._passes = passes.make_passes(
             config.eval.multiscale, data.short_side, data.max_long_side
         )
         plain, mirrored = (
@@ -103,7 +104,7 @@ class Detector:
             if config is None and class_names is None:
                 saved = pretrained.load_detector(path)
                 return cls(
-                    config_check.config_from_json(saved.config_json),
+                    recipe_io.config_from_json(saved.config_json),
                     saved.variables,
                     saved.class_names,
                     saved.category_ids,
@@ -117,7 +118,7 @@ class Detector:
             ids = range(1, len(class_names) + 1)
             return cls(config, variables, class_names, tuple(ids), batch_size=batch_size)
         if config is None:
-            config = config_check.config_from_json((folder / "config.json").read_text())
+            config = recipe_io.config_from_json((folder / "config.json").read_text())
         names, ids = load_classes(config, folder)
         model = build.make_model(config, len(names))
         mesh = jax.make_mesh(
@@ -151,7 +152,7 @@ class Detector:
         while in_flight:
             yield from self._finish(*in_flight.popleft())
 
-    def _start(self, chunk: list[np.ndarray], one_pass: multiscale.Pass) -> list[tuple]:
+    def _start(self, chunk: list[np.ndarray], one_pass: passes.Pass) -> list[tuple]:
         """Gives a chunk's images to the device, one batch for each bucket that occurs."""
         data = self.config.data
         for image in chunk:
@@ -160,7 +161,7 @@ class Detector:
             images.resized_size(c.shape[:2], one_pass.short_side, one_pass.max_long_side)
             for c in chunk
         ]
-        buckets = multiscale.pass_buckets(
+        buckets = passes.pass_buckets(
             np.array(targets), data.buckets, one_pass.short_side / data.short_side
         )
         members: dict[Any, list[int]] = collections.defaultdict(list)
@@ -189,7 +190,7 @@ class Detector:
                     found[i] = (jax.tree.map(lambda x, row=row: x[row], detections), scales[row])
             stacked = jax.tree.map(lambda *x: np.stack(x), *(f[0] for f in found))
             per_pass.append((one_pass, stacked, np.stack([f[1] for f in found])))
-        merged = per_pass[0][1] if len(per_pass) == 1 else multiscale.merge_images(per_pass)
+        merged = per_pass[0][1] if len(per_pass) == 1 else passes.merge_images(per_pass)
         for i in range(count):
             keep = np.asarray(merged.is_valid[i])
             yield Detections(*(np.asarray(field[i])[keep] for field in merged))

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from atss_jax.compiled import Cost, peak_flops
-from atss_jax.config import Config
 from atss_jax.data import loader
-from atss_jax.metric_writer import MetricWriter, Progress, read_rows
-from atss_jax.setup import Setup
-from atss_jax.train_step import StepMetrics, TrainState
+from atss_jax.run.recipe import Config
+from atss_jax.run.training_setup import Setup
+from atss_jax.runtime.compiled import Cost, peak_flops
+from atss_jax.runtime.metric_writer import MetricWriter, Progress, read_rows
+from atss_jax.training.train_step import StepMetrics, TrainState
 
 
 class NonFiniteError(RuntimeError):

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from atss_jax import optim, parallel
-from atss_jax.anchors import AnchorGrid
-from atss_jax.losses import detection_losses, normalizers
+from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.models.detector import Detector, normalize_images
+from atss_jax.runtime import parallel
 from atss_jax.structures import Batch, Losses
-from atss_jax.targets import assign_targets
+from atss_jax.training import optim
+from atss_jax.training.losses import detection_losses, normalizers
+from atss_jax.training.targets import assign_targets
 from atss_jax.typing import Array, Bool, Float, Int
 
 

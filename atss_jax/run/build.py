@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from atss_jax import optim, parallel
-from atss_jax.anchors import AnchorGrid
 from atss_jax.assigners import ASSIGNERS
-from atss_jax.config import Config
 from atss_jax.data import coco
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
+from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.models.detector import Detector
+from atss_jax.run.recipe import Config
+from atss_jax.runtime import parallel
+from atss_jax.training import optim
 
 
 def load_dataset(config: Config, split: str) -> DetectionDataset:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from atss_jax import run_files, visualize
-from atss_jax.config import Config
 from atss_jax.data import media
-from atss_jax.inference import Detector
+from atss_jax.drawing import visualize
+from atss_jax.run import workdir_files
+from atss_jax.run.detector import Detector
+from atss_jax.run.recipe import Config
 from atss_jax.structures import Detections
 
 __all__ = ["Detector", "predict_workdir"]
@@ -42,7 +43,7 @@ def predict_workdir(config: Config, workdir: epath.Path) -> dict[str, Any]:
         raise ValueError("config.predict.input is empty. Give an image, folder, glob or video.")
     is_video = media.is_video(source) and os.path.isfile(source)
     files = [] if is_video else media.find_images(source)
-    run_files.claim_workdir(config, workdir, training=False)
+    workdir_files.claim_workdir(config, workdir, training=False)
     detector = Detector.load(workdir, config=config, batch_size=config.eval.batch_size)
     output = epath.Path(config.predict.output or workdir / "predictions")
     output.mkdir(parents=True, exist_ok=True)
@@ -164,7 +165,7 @@ def write_tables(
                 }
             )
             lines.append((name, detector.class_names[label], score, *box))
-    run_files.write_json(output / "detections.json", results)
+    workdir_files.write_json(output / "detections.json", results)
     with (output / "detections.csv").open("w") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("file", "class", "score", "x1", "y1", "x2", "y2"))

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import optax
 
-from atss_jax import boxes as box_ops
-from atss_jax.anchors import AnchorGrid
+from atss_jax.geometry import boxes as box_ops
+from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.structures import HeadOutputs, Losses, Targets
 from atss_jax.typing import Array, Float, Int
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from atss_jax.pyramid import padded_side
+from atss_jax.geometry.pyramid import padded_side
 from atss_jax.structures import Detections
 from atss_jax.typing import Bool, Float, Int
 

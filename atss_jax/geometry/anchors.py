@@ -10,7 +10,7 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from atss_jax import pyramid
+from atss_jax.geometry import pyramid
 from atss_jax.typing import Array, Bool, Int
 
 

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from etils import epath
 from jax import export as jax_export
 
-from atss_jax import build, run_files
-from atss_jax.config import Config
-from atss_jax.evaluate import make_predict_step
-from atss_jax.inference import Detector
+from atss_jax.evaluation.whole_split import make_predict_step
 from atss_jax.models.detector import normalize_images
+from atss_jax.run import build, workdir_files
+from atss_jax.run.detector import Detector
+from atss_jax.run.recipe import Config
 
 FORMATS = ("stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -65,7 +65,7 @@ def export_workdir(config: Config, workdir: epath.Path) -> epath.Path:
         raise ValueError(
             f"config.export.platforms={settings.platforms}: use some of {', '.join(PLATFORMS)}."
         )
-    run_files.claim_workdir(config, workdir, training=False)
+    workdir_files.claim_workdir(config, workdir, training=False)
     detector = Detector.load(workdir, config=config)
     folder = workdir / "export"
     folder.mkdir(parents=True, exist_ok=True)
@@ -193,6 +193,6 @@ def describe(
         },
         "anchors": json.loads(json.dumps(vars(config.anchors))),
         "postprocess": build.postprocess_keywords(config),
-        "versions": run_files.versions(),
+        "versions": workdir_files.versions(),
     }
-    run_files.write_json(folder / "detector.json", description)
+    workdir_files.write_json(folder / "detector.json", description)

@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from atss_jax import build
-from atss_jax.anchors import AnchorGrid
-from atss_jax.config import Config
-from atss_jax.losses import detection_losses
+from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.models.detector import Detector, frozen_mask
+from atss_jax.run import build
+from atss_jax.run.recipe import Config
 from atss_jax.structures import Targets
+from atss_jax.training.losses import detection_losses
 
 COCO_CLASSES = 80
 

@@ -1,0 +1,1 @@
+"""From raw predictions to detections, and from detections to COCO metrics."""

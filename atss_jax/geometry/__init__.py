@@ -1,0 +1,1 @@
+"""Boxes, anchors and their pyramid, non-maximum suppression: arithmetic on coordinates."""

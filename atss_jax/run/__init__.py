@@ -1,0 +1,1 @@
+"""What people run: the recipe as a whole, and every mode of the command line."""

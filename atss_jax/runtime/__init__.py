@@ -1,0 +1,1 @@
+"""Devices, compiled programs, checkpoints, metric files: what a run stands on."""

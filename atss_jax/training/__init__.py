@@ -1,0 +1,1 @@
+"""From a batch to an update: targets, losses, optimizer, step."""
