@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments {list(argv[1:])}: flags only.")
     if _CONFIG.value is None:
         raise app.UsageError("--config is missing, as in --config=configs/quickstart.py.")
-    config = recipe_io.check_config(_CONFIG.value.to_dict())
+    config = recipe_io.recipe_from_mapping(_CONFIG.value.to_dict())
     if not _WORKDIR.value and _MODE.value != "describe":
         raise app.UsageError("--workdir is missing: the folder of the run.")
 

@@ -123,12 +123,12 @@ class OurTraining:
 
         from atss_jax.data import loader
         from atss_jax.run import build
-        from atss_jax.run.recipe_io import check_config
+        from atss_jax.run.recipe_io import recipe_from_mapping
         from atss_jax.run.training_setup import initial_state, set_up
         from atss_jax.runtime import compiled, parallel
         from atss_jax.training import train_step
 
-        self.config = config = check_config(values)
+        self.config = config = recipe_from_mapping(values)
         self.setup = setup = set_up(config)
         self._shard = parallel.shard_batch
         self.state = initial_state(config, setup)

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from atss_jax.assigners.registry import make_assigner
 from atss_jax.data.batch_rows import read_image
 from atss_jax.data.images import resized_size
 from atss_jax.evaluation import error_analysis
@@ -56,7 +57,7 @@ def make_report(workdir: Path) -> str:
     for name in ("config.json", "detections.json"):
         if not (workdir / name).exists():
             raise FileNotFoundError(f"{workdir / name}: missing. Run --mode=eval on it first.")
-    recipe = recipe_io.config_from_json((workdir / "config.json").read_text())
+    recipe = recipe_io.recipe_from_json((workdir / "config.json").read_text())
     dataset = build.load_dataset(recipe, "val")
     results = json.loads((workdir / "detections.json").read_text())
     truth = dataset.coco_ground_truth()
@@ -217,7 +218,7 @@ def missed_objects(dataset: Any, images: list, verdicts: list, names: Sequence[s
 def assignment_table(recipe: Any) -> str:
     """Positives of the assigner by object size: how many an object gets, and on which level."""
     dataset = build.load_dataset(recipe, "train")
-    template, assigner = build.make_grid(recipe), build.make_assigner(recipe)
+    template, assigner = build.make_grid(recipe), make_assigner(recipe.assigner)
     assign = jax.jit(assigner, static_argnums=0)
     records = np.linspace(0, dataset.num_records - 1, min(dataset.num_records, MAX_ASSIGNED))
     slots = int(dataset.num_boxes.max(initial=1))

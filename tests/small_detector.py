@@ -7,7 +7,7 @@ import numpy as np
 from etils import epath
 
 from atss_jax.run import build, recipe_io, workdir_files
-from atss_jax.run.recipe import Config
+from atss_jax.run.recipe import Recipe
 from atss_jax.runtime.checkpoint import Checkpointer
 from configs import coco_json
 
@@ -15,7 +15,7 @@ CLASS_NAMES = ("ring", "box", "dot")
 CATEGORY_IDS = (2, 5, 9)
 
 
-def make_config(**fields) -> Config:
+def make_config(**fields) -> Recipe:
     """The COCO recipe, as small as it gets; `fields` are "group.name" -> value."""
     config: Any = coco_json.get_config().unlock()
     values = {
@@ -28,10 +28,10 @@ def make_config(**fields) -> Config:
     for name, value in values.items():
         group, field = name.split(".")
         config[group][field] = value
-    return recipe_io.check_config(config.to_dict())
+    return recipe_io.recipe_from_mapping(config.to_dict())
 
 
-def make_variables(config: Config):
+def make_variables(config: Recipe):
     """Random weights, louder than a fresh network's so that images differ."""
     model = build.make_model(config, len(CLASS_NAMES))
     variables = jax.device_get(jax.jit(lambda: build.init_variables(config, model, 3))())
@@ -45,7 +45,7 @@ def make_variables(config: Config):
     return {"params": params, "batch_stats": variables.get("batch_stats", {})}
 
 
-def write_workdir(folder, config: Config) -> None:
+def write_workdir(folder, config: Recipe) -> None:
     """A run with one checkpoint."""
     workdir = epath.Path(folder)
     workdir_files.claim_workdir(config, workdir, training=True)

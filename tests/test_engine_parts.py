@@ -12,7 +12,7 @@ from etils import epath
 from jax.sharding import AxisType, PartitionSpec
 
 from atss_jax.run import workdir_files
-from atss_jax.run.recipe_io import check_config
+from atss_jax.run.recipe_io import recipe_from_mapping
 from atss_jax.runtime import compiled, metric_writer, parallel
 from atss_jax.runtime.checkpoint import Checkpointer, restore_part
 from configs import quickstart
@@ -175,17 +175,17 @@ def test_checkpoints_keep_the_newest_the_best_and_every_mth(tmp_path):
 def test_no_checkpoint_is_said_clearly(tmp_path):
     with pytest.raises(FileNotFoundError, match="Train first"):
         restore_part(epath.Path(tmp_path / "nothing"), {})
-    config = check_config(quickstart.get_config().to_dict())
+    config = recipe_from_mapping(quickstart.get_config().to_dict())
     with pytest.raises(FileNotFoundError, match="Train first"):
         workdir_files.claim_workdir(config, epath.Path(tmp_path / "nothing"), training=False)
 
 
 def test_eval_mode_may_change_evaluation_fields_only(tmp_path):
-    config = check_config(quickstart.get_config().to_dict())
+    config = recipe_from_mapping(quickstart.get_config().to_dict())
     workdir = epath.Path(tmp_path / "run")
     workdir_files.claim_workdir(config, workdir, training=True)
     values = quickstart.get_config().to_dict()
     values["eval"]["nms_iou"] = 0.5
-    workdir_files.claim_workdir(check_config(values), workdir, training=False)
+    workdir_files.claim_workdir(recipe_from_mapping(values), workdir, training=False)
     with pytest.raises(ValueError, match="config.eval.nms_iou: 0.6 -> 0.5"):
-        workdir_files.claim_workdir(check_config(values), workdir, training=True)
+        workdir_files.claim_workdir(recipe_from_mapping(values), workdir, training=True)

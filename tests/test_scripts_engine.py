@@ -16,6 +16,7 @@ import bench_train
 import paper_rows
 import peak_memory
 import plot_run
+from atss_jax.assigners.registry import make_assigner
 from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.run import build, recipe_io
 from configs import ablations, fcos_r50_fpn_1x, paper_table8, retinanet_r50_fpn_1x
@@ -28,13 +29,13 @@ RECIPES = {
 
 
 def row_config(row):
-    return recipe_io.check_config(RECIPES[row.recipe].get_config(row.argument).to_dict())
+    return recipe_io.recipe_from_mapping(RECIPES[row.recipe].get_config(row.argument).to_dict())
 
 
 @pytest.mark.parametrize("row", paper_rows.ROWS, ids=lambda r: f"{r.table}:{r.name}")
 def test_every_row_of_the_paper_builds(row):
     config = row_config(row)
-    build.make_assigner(config)
+    make_assigner(config.assigner)
     assert isinstance(build.make_grid(config), AnchorGrid)
     for command in paper_rows.commands(row):
         assert f"--config={row.config}" in command
@@ -61,7 +62,7 @@ def test_networks_of_rows_have_the_heads_they_name(row):
     values["data"]["buckets"] = ((64, 96),)
     values["model"].update(backbone="resnet18", flavour="torchvision", width=0.125)
     values["model"].update(fpn_channels=32, head_convs=1)
-    config = recipe_io.check_config(values)
+    config = recipe_io.recipe_from_mapping(values)
     model = build.make_model(config, num_classes=3)
     params = jax.eval_shape(lambda: build.init_variables(config, model, 0))["params"]
     paths = jax.tree_util.tree_flatten_with_path(params["head"])[0]
@@ -153,7 +154,7 @@ def test_benchmark_reads_a_recipe_with_changes_and_makes_images_for_it(tmp_path)
         ["data.buckets=((64, 96),)", "data.global_batch=2", "model.backbone=resnet18"],
     )
     bench_train.use_synthetic_images(values, tmp_path)
-    config = recipe_io.check_config(values)
+    config = recipe_io.recipe_from_mapping(values)
     assert config.assigner.candidates_per_level == 5 and config.model.backbone == "resnet18"
     dataset = build.load_dataset(config, "train")
     plan = build.make_plan(config, dataset)
@@ -180,7 +181,7 @@ class FakeTraining:
     waited = 0.0
 
     def __init__(self, values, folder):
-        grid = build.make_grid(recipe_io.check_config(values))
+        grid = build.make_grid(recipe_io.recipe_from_mapping(values))
         self.setup = SimpleNamespace(plan=SimpleNamespace(used_buckets=(grid.image_shape,)))
         self.is_closed = False
         self.asked = []

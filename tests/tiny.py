@@ -6,8 +6,8 @@ from pathlib import Path
 import cv2
 
 from atss_jax.data import synthetic
-from atss_jax.run.recipe import Config
-from atss_jax.run.recipe_io import check_config
+from atss_jax.run.recipe import Recipe
+from atss_jax.run.recipe_io import recipe_from_mapping
 from configs import quickstart
 
 
@@ -66,7 +66,7 @@ def overrides(folder: Path) -> dict[str, dict[str, object]]:
     }
 
 
-def make_config(folder: Path, **changes: object) -> Config:
+def make_config(folder: Path, **changes: object) -> Recipe:
     """The tiny recipe; changes are written "group__field"."""
     values = quickstart.get_config().to_dict()
     for group, fields in overrides(folder).items():
@@ -74,7 +74,7 @@ def make_config(folder: Path, **changes: object) -> Config:
     for name, value in changes.items():
         group, field = name.split("__")
         values[group][field] = value
-    return check_config(values)
+    return recipe_from_mapping(values)
 
 
 def flags(folder: Path) -> list[str]:

@@ -3,26 +3,23 @@
 The only module that knows both the recipe's fields and everybody's keyword arguments.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from atss_jax.assigners import ASSIGNERS
 from atss_jax.data import coco
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.models.detector import Detector
-from atss_jax.run.recipe import Config
+from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import parallel
 from atss_jax.training import optim
 
 
-def load_dataset(config: Config, split: str) -> DetectionDataset:
+def load_dataset(config: Recipe, split: str) -> DetectionDataset:
     """The "train" or "val" data set of a recipe.
 
     Raises:
@@ -55,7 +52,7 @@ def load_dataset(config: Config, split: str) -> DetectionDataset:
     )
 
 
-def make_plan(config: Config, dataset: DetectionDataset) -> BatchPlan:
+def make_plan(config: Recipe, dataset: DetectionDataset) -> BatchPlan:
     """The endless plan of training batches."""
     data = config.data
     return BatchPlan(
@@ -72,7 +69,7 @@ def make_plan(config: Config, dataset: DetectionDataset) -> BatchPlan:
     )
 
 
-def num_steps(config: Config, plan: BatchPlan) -> int:
+def num_steps(config: Recipe, plan: BatchPlan) -> int:
     """Updates of the run.
 
     Raises:
@@ -87,7 +84,7 @@ def num_steps(config: Config, plan: BatchPlan) -> int:
     return steps or max(1, round(epochs * plan.steps_per_epoch))
 
 
-def make_grid(config: Config) -> AnchorGrid:
+def make_grid(config: Recipe) -> AnchorGrid:
     """The anchors, over the first bucket (a template: `grid.with_image_shape`)."""
     anchors = config.anchors
     return AnchorGrid(
@@ -100,27 +97,7 @@ def make_grid(config: Config) -> AnchorGrid:
     )
 
 
-def make_assigner(config: Config) -> Callable:
-    """The assigner with its hyper-parameters: (grid, image_size, gt) -> Assignment."""
-    assigner = config.assigner
-    if assigner.name not in ASSIGNERS:
-        raise ValueError(
-            f"config.assigner.name={assigner.name!r}: use one of {', '.join(ASSIGNERS)}."
-        )
-    keywords: dict[str, dict[str, Any]] = {
-        "atss": {"candidates_per_level": assigner.candidates_per_level},
-        "top_k_iou": {"candidates": assigner.candidates_per_level},
-        "max_iou": {
-            "foreground_iou": assigner.foreground_iou,
-            "background_iou": assigner.background_iou,
-            "positives_in_box": assigner.positives_in_box,
-        },
-        "spatial_scale": {"center_radius": assigner.center_radius},
-    }
-    return functools.partial(ASSIGNERS[assigner.name], **keywords[assigner.name])
-
-
-def make_model(config: Config, num_classes: int) -> Detector:
+def make_model(config: Recipe, num_classes: int) -> Detector:
     """The network."""
     model = config.model
     dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -150,20 +127,20 @@ def make_model(config: Config, num_classes: int) -> Detector:
     )
 
 
-def init_variables(config: Config, model: Detector, seed: int) -> Any:
+def init_variables(config: Recipe, model: Detector, seed: int) -> Any:
     """Random variables of the network, to be jitted: {"params": ..., "batch_stats": ...}."""
     images = jnp.zeros((1, *config.data.buckets[0], 3), jnp.float32)
     sizes = jnp.array([config.data.buckets[0]], jnp.int32)
     return model.init(jax.random.key(seed), images, sizes)
 
 
-def normalize_keywords(config: Config) -> dict[str, Any]:
+def normalize_keywords(config: Recipe) -> dict[str, Any]:
     """Keywords of `models.detector.normalize_images`."""
     data = config.data
     return {"mean": data.mean, "std": data.std, "channel_order": data.channel_order}
 
 
-def loss_keywords(config: Config) -> dict[str, Any]:
+def loss_keywords(config: Recipe) -> dict[str, Any]:
     """Keywords of `losses.detection_losses`."""
     loss = config.loss
     return {
@@ -176,7 +153,7 @@ def loss_keywords(config: Config) -> dict[str, Any]:
     }
 
 
-def postprocess_keywords(config: Config) -> dict[str, Any]:
+def postprocess_keywords(config: Recipe) -> dict[str, Any]:
     """Keywords of `postprocess.postprocess`."""
     evaluation = config.eval
     return {
@@ -189,7 +166,7 @@ def postprocess_keywords(config: Config) -> dict[str, Any]:
     }
 
 
-def train_batch_keywords(config: Config) -> dict[str, Any]:
+def train_batch_keywords(config: Recipe) -> dict[str, Any]:
     """Keywords of `data.loader.train_batches`, this process' share."""
     data = config.data
     return {
@@ -202,7 +179,7 @@ def train_batch_keywords(config: Config) -> dict[str, Any]:
     }
 
 
-def eval_batch_keywords(config: Config) -> dict[str, Any]:
+def eval_batch_keywords(config: Recipe) -> dict[str, Any]:
     """Keywords of `data.loader.eval_batches`, this process' share."""
     data = config.data
     return {
@@ -217,7 +194,7 @@ def eval_batch_keywords(config: Config) -> dict[str, Any]:
     }
 
 
-def make_schedule(config: Config, steps: int) -> optim.Schedule:
+def make_schedule(config: Recipe, steps: int) -> optim.Schedule:
     """The learning rate of a run of `steps` updates, scaled to its global batch."""
     o = config.optim
     return optim.make_schedule(
@@ -237,7 +214,7 @@ def make_schedule(config: Config, steps: int) -> optim.Schedule:
     )
 
 
-def make_optimizer(config: Config, params: Any, frozen: Any, schedule: optim.Schedule):
+def make_optimizer(config: Recipe, params: Any, frozen: Any, schedule: optim.Schedule):
     """The optimizer over `params`."""
     o = config.optim
     return optim.make_optimizer(
@@ -253,7 +230,7 @@ def make_optimizer(config: Config, params: Any, frozen: Any, schedule: optim.Sch
     )
 
 
-def make_mesh(config: Config) -> Mesh:
+def make_mesh(config: Recipe) -> Mesh:
     """Joins the job's processes and spans the mesh over all devices.
 
     Raises:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.models.detector import Detector, frozen_mask
 from atss_jax.run import build
-from atss_jax.run.recipe import Config
+from atss_jax.run.recipe import Recipe
 from atss_jax.structures import Targets
 from atss_jax.training.losses import detection_losses
 
@@ -138,7 +138,7 @@ def _cost(function: Any, *arguments: Any) -> ProgramCost:
     )
 
 
-def describe(config: Config) -> str:
+def describe(config: Recipe) -> str:
     """Parameters by part, anchors by level, cost of an image: a text for people.
 
     The data set is asked for the number of classes only; where it is not there, COCO's 80 are

@@ -24,7 +24,7 @@ from atss_jax.evaluation import passes
 from atss_jax.evaluation.whole_split import make_predict_step
 from atss_jax.models import pretrained
 from atss_jax.run import build, recipe_io, validation
-from atss_jax.run.recipe import Config
+from atss_jax.run.recipe import Recipe
 from atss_jax.runtime.parallel import AXIS
 from atss_jax.structures import Detections
 
@@ -50,7 +50,7 @@ class Detector:
 
     def __init__(
         self,
-        config: Config,
+        config: Recipe,
         variables: Any,
         class_names: Sequence[str],
         category_ids: Sequence[int],
@@ -82,7 +82,7 @@ class Detector:
         cls,
         path: str | os.PathLike,
         *,
-        config: Config | None = None,
+        config: Recipe | None = None,
         class_names: Sequence[str] | None = None,
         batch_size: int = 1,
     ) -> "Detector":
@@ -104,7 +104,7 @@ class Detector:
             if config is None and class_names is None:
                 saved = pretrained.load_detector(path)
                 return cls(
-                    recipe_io.config_from_json(saved.config_json),
+                    recipe_io.recipe_from_json(saved.config_json),
                     saved.variables,
                     saved.class_names,
                     saved.category_ids,
@@ -118,7 +118,7 @@ class Detector:
             ids = range(1, len(class_names) + 1)
             return cls(config, variables, class_names, tuple(ids), batch_size=batch_size)
         if config is None:
-            config = recipe_io.config_from_json((folder / "config.json").read_text())
+            config = recipe_io.recipe_from_json((folder / "config.json").read_text())
         names, ids = load_classes(config, folder)
         model = build.make_model(config, len(names))
         mesh = jax.make_mesh(
@@ -204,7 +204,7 @@ def _check_image(image: np.ndarray) -> None:
         )
 
 
-def load_classes(config: Config, workdir: epath.Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def load_classes(config: Recipe, workdir: epath.Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """(names, category ids) of the classes that a workdir's network was trained on."""
     path = workdir / "classes.json"
     if path.exists():

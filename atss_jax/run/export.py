@@ -19,7 +19,7 @@ from atss_jax.evaluation.whole_split import make_predict_step
 from atss_jax.models.detector import normalize_images
 from atss_jax.run import build, workdir_files
 from atss_jax.run.detector import Detector
-from atss_jax.run.recipe import Config
+from atss_jax.run.recipe import Recipe
 
 FORMATS = ("stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -42,7 +42,7 @@ RAW_OUTPUTS = {
 }
 
 
-def export_workdir(config: Config, workdir: epath.Path) -> epath.Path:
+def export_workdir(config: Recipe, workdir: epath.Path) -> epath.Path:
     """Exports the newest checkpoint into workdir/export.
 
     Args:

@@ -8,11 +8,11 @@ import jax
 from etils import epath
 
 from atss_jax.run import describe, export, predict, step_log, train, validation
-from atss_jax.run.recipe import Config
+from atss_jax.run.recipe import Recipe
 from atss_jax.runtime.metric_writer import configure_logging
 
 
-def run(mode: str, config: Config, workdir: str) -> int:
+def run(mode: str, config: Recipe, workdir: str) -> int:
     """Runs a mode; returns the exit code.
 
     Args:
@@ -31,7 +31,7 @@ def run(mode: str, config: Config, workdir: str) -> int:
         os._exit(1)  # a clean end would wait for the other processes, of which one may be dead
 
 
-def _run(mode: str, config: Config, folder: epath.Path) -> int:
+def _run(mode: str, config: Recipe, folder: epath.Path) -> int:
     if mode in ("train", "train_and_eval"):
         try:
             train.train(config, folder, with_evaluation=mode == "train_and_eval")

@@ -9,7 +9,7 @@ from etils import epath
 from atss_jax.data import images, loader
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.drawing import visualize
-from atss_jax.run.recipe import Config
+from atss_jax.run.recipe import Recipe
 from atss_jax.run.training_setup import Setup
 from atss_jax.runtime.metric_writer import MetricWriter, read_rows
 from atss_jax.structures import Batch
@@ -20,7 +20,7 @@ SHOWN_SCORE = 0.3
 
 
 def after_evaluation(
-    config: Config,
+    config: Recipe,
     workdir: epath.Path,
     setup: Setup,
     val_set: DetectionDataset,

@@ -19,13 +19,13 @@ from atss_jax.data import media
 from atss_jax.drawing import visualize
 from atss_jax.run import workdir_files
 from atss_jax.run.detector import Detector
-from atss_jax.run.recipe import Config
+from atss_jax.run.recipe import Recipe
 from atss_jax.structures import Detections
 
 __all__ = ["Detector", "predict_workdir"]
 
 
-def predict_workdir(config: Config, workdir: epath.Path) -> dict[str, Any]:
+def predict_workdir(config: Recipe, workdir: epath.Path) -> dict[str, Any]:
     """`--mode=predict`: detections of `predict.input`, drawn, as COCO JSON and as CSV.
 
     Args:

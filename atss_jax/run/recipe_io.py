@@ -1,17 +1,17 @@
-"""From a ConfigDict or JSON to a checked `Config`, back, and what two of them differ in.
-
-Unknown fields (with the nearest known name), missing ones and wrong types are rejected before any
-device is touched. Below this module no ConfigDict exists.
-"""
+"""A recipe from nested mappings or JSON, to JSON, and what two recipes differ in."""
 
 import dataclasses
 import difflib
 import json
-import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
-from atss_jax.run.recipe import Config
+from atss_jax.config import ConfigGroup
+from atss_jax.errors import UserError
+from atss_jax.run.recipe import Recipe
+
+GROUPS: dict[str, type[ConfigGroup]] = get_type_hints(Recipe)
+"""Name of a group -> its dataclass."""
 
 FREE_FIELDS = (
     "data.num_workers",
@@ -40,81 +40,58 @@ def field_names() -> list[str]:
     >>> "model.backbone" in field_names()
     True
     """
-    groups = typing.get_type_hints(Config)
-    return [f"{g}.{f.name}" for g, kind in groups.items() for f in dataclasses.fields(kind)]
+    return [f"{g}.{f.name}" for g, kind in GROUPS.items() for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
 
 
 def unknown_field_message(name: str) -> str:
     """An error text for a field that does not exist, naming the nearest that does."""
     known = field_names()
-    groups = list(typing.get_type_hints(Config))
     group, _, field = name.partition(".")
-    if field and group in groups:
+    if field and group in GROUPS:
         candidates = [k for k in known if k.startswith(group + ".")]
     elif field:
         candidates = known
     else:
-        candidates = groups + [k.rsplit(".", 1)[-1] for k in known]
+        candidates = [*GROUPS, *(k.rsplit(".", 1)[-1] for k in known)]
     suggestion = difflib.get_close_matches(name, candidates, n=1, cutoff=0.0)[0]
-    if not field and suggestion not in groups:
+    if not field and suggestion not in GROUPS:
         suggestion = next(k for k in known if k.endswith("." + suggestion))
     return f"config.{name}: no such field. Did you mean config.{suggestion}?"
 
 
-def check_config(config: Mapping[str, Any]) -> Config:
-    """A `Config` from nested mappings (a ConfigDict, or JSON).
+def recipe_from_mapping(values: Mapping[str, Any]) -> Recipe:
+    """A recipe from nested mappings (a ConfigDict, or JSON); what is not given has its default.
 
     Raises:
-      ValueError: a field is unknown, missing or of the wrong type.
+      UserError: a group or field is unknown, or a value is wrong.
     """
-    groups = typing.get_type_hints(Config)
-    for group in config:
-        if group not in groups:
-            raise ValueError(unknown_field_message(group))
-    built = {}
-    for group, kind in groups.items():
-        if group not in config:
-            raise ValueError(f"config.{group}: missing. Start from configs/common.py.")
-        values = config[group]
-        fields = {f.name: f.type for f in dataclasses.fields(kind)}
-        for name in values:
-            if name not in fields:
-                raise ValueError(unknown_field_message(f"{group}.{name}"))
-        missing = sorted(set(fields) - set(values))
-        if missing:
-            raise ValueError(f"config.{group}.{missing[0]}: missing. Start from configs/common.py.")
-        built[group] = kind(
-            **{name: _typed(f"{group}.{name}", values[name], fields[name]) for name in fields}
-        )
-    return Config(**built)
+    for group, fields in values.items():
+        if group not in GROUPS:
+            raise UserError(unknown_field_message(group))
+        for field in fields:
+            if f"{group}.{field}" not in field_names():
+                raise UserError(unknown_field_message(f"{group}.{field}"))
+    return Recipe(
+        **{name: kind.from_mapping(values.get(name, {})) for name, kind in GROUPS.items()}  # type: ignore[arg-type]
+    )
 
 
-def _typed(name: str, value: Any, kind: Any) -> Any:
-    """`value` as `kind`, where that loses nothing."""
-    if kind is float and type(value) is int:
-        return float(value)
-    if kind is tuple and isinstance(value, list | tuple):
-        return _as_tuple(value)
-    if type(value) is not kind:
-        raise ValueError(f"config.{name}={value!r}: must be {kind.__name__}.")
-    return value
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Nested dictionaries, the inverse of `recipe_from_mapping`."""
+    return dataclasses.asdict(recipe)
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(_as_tuple(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def config_to_json(config: Config) -> str:
+def recipe_to_json(recipe: Recipe) -> str:
     """Stable JSON of a recipe (the workdir's config.json)."""
-    return json.dumps(dataclasses.asdict(config), indent=2, sort_keys=True) + "\n"
+    return json.dumps(recipe_to_dict(recipe), indent=2, sort_keys=True) + "\n"
 
 
-def config_from_json(text: str) -> Config:
-    """Inverse of `config_to_json`."""
-    return check_config(json.loads(text))
+def recipe_from_json(text: str) -> Recipe:
+    """Inverse of `recipe_to_json`."""
+    return recipe_from_mapping(json.loads(text))
 
 
-def config_differences(old: Config, new: Config, *, training: bool) -> list[str]:
+def recipe_differences(old: Recipe, new: Recipe, *, training: bool) -> list[str]:
     """Lines "group.field: old -> new" of the fields that make another run.
 
     Args:

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from atss_jax.data import loader
-from atss_jax.run.recipe import Config
+from atss_jax.run.recipe import Recipe
 from atss_jax.run.training_setup import Setup
 from atss_jax.runtime.compiled import Cost, peak_flops
 from atss_jax.runtime.metric_writer import MetricWriter, Progress, read_rows
@@ -35,7 +35,7 @@ class StepLog:
 
     def __init__(
         self,
-        config: Config,
+        config: Recipe,
         workdir: epath.Path,
         setup: Setup,
         writer: MetricWriter,

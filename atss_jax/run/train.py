@@ -17,7 +17,7 @@ from etils import epath
 
 from atss_jax.data import loader
 from atss_jax.run import build, pictures, recipe_io, validation, workdir_files
-from atss_jax.run.recipe import Config
+from atss_jax.run.recipe import Recipe
 from atss_jax.run.step_log import StepLog
 from atss_jax.run.training_setup import Setup, initial_state, set_up
 from atss_jax.runtime import compiled, parallel
@@ -59,7 +59,7 @@ class StopSignal:
             signal.signal(number, handler)
 
 
-def train(config: Config, workdir: epath.Path, *, with_evaluation: bool) -> dict[str, Any]:
+def train(config: Recipe, workdir: epath.Path, *, with_evaluation: bool) -> dict[str, Any]:
     """Trains a recipe in a workdir, going on from its newest checkpoint.
 
     Args:
@@ -78,7 +78,7 @@ def train(config: Config, workdir: epath.Path, *, with_evaluation: bool) -> dict
     workdir_files.claim_workdir(config, workdir, training=True)
     workdir_files.write_classes(workdir, setup.train_set.class_names, setup.train_set.category_ids)
     common = dataclasses.replace(config, run=dataclasses.replace(config.run, process_id=0))
-    parallel.assert_same_everywhere(recipe_io.config_to_json(common), "the configuration")
+    parallel.assert_same_everywhere(recipe_io.recipe_to_json(common), "the configuration")
     parallel.assert_same_everywhere(setup.plan.fingerprint(), "the data plan")
     compiled.use_compilation_cache(config.run.compilation_cache, workdir)
     checkpointer = Checkpointer(
@@ -110,7 +110,7 @@ class _Loop:
 
     def __init__(
         self,
-        config: Config,
+        config: Recipe,
         workdir: epath.Path,
         setup: Setup,
         checkpointer: Checkpointer,

@@ -5,11 +5,12 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from atss_jax.assigners.registry import make_assigner
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.models.detector import frozen_mask
 from atss_jax.run import build
-from atss_jax.run.recipe import Config
+from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import compiled, parallel
 from atss_jax.training import train_step
 from atss_jax.training.train_step import StepSettings, TrainState
@@ -29,7 +30,7 @@ class Setup(NamedTuple):
     """Shapes, dtypes and shardings of the state."""
 
 
-def set_up(config: Config) -> Setup:
+def set_up(config: Recipe) -> Setup:
     """Builds a run; reads annotations, touches devices, but no image and no weights."""
     mesh = build.make_mesh(config)
     train_set = build.load_dataset(config, "train")
@@ -43,7 +44,7 @@ def set_up(config: Config) -> Setup:
     settings = StepSettings(
         model=model,
         grid=build.make_grid(config),
-        assign=build.make_assigner(config),
+        assign=make_assigner(config.assigner),
         optimizer=build.make_optimizer(config, params, frozen, schedule),
         schedule=schedule,
         frozen=frozen,
@@ -60,7 +61,7 @@ def set_up(config: Config) -> Setup:
     return Setup(mesh, train_set, plan, steps, settings, shardings, abstract)
 
 
-def initial_state(config: Config, setup: Setup) -> TrainState:
+def initial_state(config: Recipe, setup: Setup) -> TrainState:
     """Random or pretrained parameters with a fresh optimizer, placed on the devices."""
     model = setup.settings.model
     variables = jax.jit(lambda: build.init_variables(config, model, config.run.seed))()

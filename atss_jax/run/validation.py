@@ -14,7 +14,7 @@ from atss_jax.data.dataset import DetectionDataset
 from atss_jax.evaluation import passes, whole_split
 from atss_jax.models.detector import Detector
 from atss_jax.run import build, workdir_files
-from atss_jax.run.recipe import Config
+from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import checkpoint, parallel
 
 
@@ -39,7 +39,7 @@ class Validation:
 
     def __init__(
         self,
-        config: Config,
+        config: Recipe,
         model: Detector,
         mesh: Mesh,
         *,
@@ -115,7 +115,7 @@ def check_same_classes(train_set: DetectionDataset, val_set: DetectionDataset) -
         )
 
 
-def restore_variables(config: Config, workdir: epath.Path, model: Detector, mesh: Mesh) -> Any:
+def restore_variables(config: Recipe, workdir: epath.Path, model: Detector, mesh: Mesh) -> Any:
     """(step, variables) of a workdir's newest readable checkpoint, without optimizer state.
 
     The averaged parameters where the run keeps them. Every device holds them whole.
@@ -131,7 +131,7 @@ def restore_variables(config: Config, workdir: epath.Path, model: Detector, mesh
     return step, {"params": found[name], "batch_stats": found["batch_stats"]}
 
 
-def evaluate_workdir(config: Config, workdir: epath.Path) -> Outcome:
+def evaluate_workdir(config: Recipe, workdir: epath.Path) -> Outcome:
     """`--mode=eval`: the newest checkpoint's metrics, into eval.json and detections.json."""
     workdir_files.claim_workdir(config, workdir, training=False)
     mesh = build.make_mesh(config)

@@ -10,7 +10,7 @@ import jax
 from etils import epath
 
 from atss_jax.run import recipe_io
-from atss_jax.run.recipe import Config
+from atss_jax.run.recipe import Recipe
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pycocotools")
 """Packages whose versions a result records."""
@@ -23,7 +23,7 @@ def write_json(path: epath.Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def claim_workdir(config: Config, workdir: epath.Path, *, training: bool) -> None:
+def claim_workdir(config: Recipe, workdir: epath.Path, *, training: bool) -> None:
     """Writes config.json, or checks that the workdir belongs to the same recipe.
 
     Args:
@@ -38,10 +38,10 @@ def claim_workdir(config: Config, workdir: epath.Path, *, training: bool) -> Non
     path = workdir / "config.json"
     if path.exists():
         try:
-            old = recipe_io.config_from_json(path.read_text())
+            old = recipe_io.recipe_from_json(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path} does not fit this version of atss_jax: {error}") from error
-        changes = recipe_io.config_differences(old, config, training=training)
+        changes = recipe_io.recipe_differences(old, config, training=training)
         if changes:
             raise ValueError(
                 f"{workdir} belongs to a run with another configuration (there -> now):\n"
@@ -54,7 +54,7 @@ def claim_workdir(config: Config, workdir: epath.Path, *, training: bool) -> Non
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         temporary = path.with_name("config.json.tmp")
-        temporary.write_text(recipe_io.config_to_json(config))
+        temporary.write_text(recipe_io.recipe_to_json(config))
         temporary.replace(path)
 
 

@@ -1,0 +1,27 @@
+"""Recipe group "assigner": the definition of positives, what the paper is about."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from atss_jax.config import ConfigGroup, Range
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AssignerConfig(ConfigGroup, name="assigner"):
+    """The assigner and its hyper-parameters; each field names the assigners that read it."""
+
+    name: Literal["atss", "max_iou", "spatial_scale", "top_k_iou"] = "atss"
+    """atss; max_iou (RetinaNet); spatial_scale (FCOS, with centre sampling); top_k_iou."""
+    candidates_per_level: Annotated[int, Range(1)] = 9
+    """atss: candidates per object and level, the paper's k (Table 4)."""
+    num_candidates: Annotated[int, Range(1)] = 9
+    """top_k_iou: positives per object over all levels."""
+    foreground_iou: Annotated[float, Range(0, 1)] = 0.5
+    """max_iou: positive from this IoU on (RetinaNet Sec. 4)."""
+    background_iou: Annotated[float, Range(0, 1)] = 0.4
+    """max_iou: negative below this IoU; ignored between the two."""
+    center_radius: Annotated[float, Range(0)] = 0.0
+    """spatial_scale: radius of centre sampling in strides, 0 for the whole box (FCOS: 1.5)."""
+    positives_in_box: bool = True
+    """max_iou: anchors whose centre lies outside their object are not positives (paper Table 1,
+    "In GT Box")."""

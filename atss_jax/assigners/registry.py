@@ -1,0 +1,36 @@
+"""Names of assigners in a recipe."""
+
+import functools
+from collections.abc import Callable
+
+from atss_jax.assigners.atss import assign_atss
+from atss_jax.assigners.config import AssignerConfig
+from atss_jax.assigners.max_iou import assign_max_iou
+from atss_jax.assigners.spatial_scale import assign_spatial_scale
+from atss_jax.assigners.top_k_iou import assign_top_k_iou
+
+ASSIGNERS = {
+    "atss": assign_atss,
+    "max_iou": assign_max_iou,
+    "spatial_scale": assign_spatial_scale,
+    "top_k_iou": assign_top_k_iou,
+}
+"""Name in a recipe -> assigner."""
+
+
+def make_assigner(config: AssignerConfig) -> Callable:
+    """The assigner of a recipe with its hyper-parameters: (grid, image_size, gt) -> Assignment."""
+    match config.name:
+        case "atss":
+            return functools.partial(assign_atss, candidates_per_level=config.candidates_per_level)
+        case "top_k_iou":
+            return functools.partial(assign_top_k_iou, candidates=config.num_candidates)
+        case "max_iou":
+            return functools.partial(
+                assign_max_iou,
+                foreground_iou=config.foreground_iou,
+                background_iou=config.background_iou,
+                positives_in_box=config.positives_in_box,
+            )
+        case "spatial_scale":
+            return functools.partial(assign_spatial_scale, center_radius=config.center_radius)

@@ -1,0 +1,119 @@
+"""Recipe group "data": where images come from and what is done to them."""
+
+import dataclasses
+from typing import Annotated, Literal, NamedTuple
+
+from atss_jax.config import ConfigGroup, Range
+from atss_jax.errors import UserError
+
+
+class SplitConfig(NamedTuple):
+    """Where one split is."""
+
+    name: str
+    """"train" or "val"."""
+    annotations: str
+    images: str
+    split: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(ConfigGroup, name="data"):
+    """Source, checks, batches, sizes, augmentation and normalisation of the images."""
+
+    source: Literal["coco_json", "tfds", "array_record"] = "coco_json"
+    """coco_json (annotation file and image folder), tfds (a builder of this package) or
+    array_record (made by scripts/prepare_coco.py)."""
+    name: str = "coco2017"
+    """tfds: builder name ("shapes"); otherwise a name for messages."""
+    data_dir: str = "data"
+    """tfds, array_record: folder of the prepared records."""
+    train_annotations: str = "data/coco/annotations/instances_train2017.json"
+    """coco_json: annotation file of the training set (any path that etils.epath reads)."""
+    train_images: str = "data/coco/train2017"
+    """coco_json: image folder of the training set."""
+    val_annotations: str = "data/coco/annotations/instances_val2017.json"
+    """coco_json: annotation file of the validation set."""
+    val_images: str = "data/coco/val2017"
+    """coco_json: image folder of the validation set."""
+    train_split: str = "train"
+    """tfds, array_record: name of the training split."""
+    val_split: str = "validation"
+    """tfds, array_record: name of the validation split."""
+    on_error: Literal["strict", "skip"] = "strict"
+    """Bad records: strict stops with file and id, skip drops and counts them."""
+    max_bad_fraction: Annotated[float, Range(0, 1)] = 0.01
+    """skip: largest share of bad records before it stops all the same."""
+    exif: Literal["ignore", "apply", "error"] = "ignore"
+    """EXIF orientation: ignore (the annotations were made on stored pixels, as COCO's), apply or
+    error."""
+    filter_empty: bool = True
+    """Train only on images with objects (the official rule), or on all of them."""
+    global_batch: Annotated[int, Range(1)] = 16
+    """Images per step over all devices and micro-batches (paper Sec. 3.1)."""
+    buckets: tuple[tuple[int, int], ...] = (
+        (800, 1088),
+        (800, 1216),
+        (800, 1344),
+        (1088, 800),
+        (1216, 800),
+        (1344, 800),
+    )
+    """Padded shapes (H, W), multiples of 32; one compiled program each. The default holds 4:3, 3:2
+    and the rest, landscape and portrait: 4.0 % padding on COCO."""
+    short_side: Annotated[int, Range(1)] = 800
+    """Shorter side after resizing, px (paper Sec. 3.1); training may draw others, see below."""
+    max_long_side: Annotated[int, Range(1)] = 1333
+    """Limit of the longer side, px."""
+    train_short_sides: Annotated[tuple[int, ...], Range(1)] = ()
+    """Short sides to draw from in training, per image; () for `short_side` alone."""
+    flip: Annotated[float, Range(0, 1)] = 0.5
+    """Probability of a horizontal flip."""
+    scale_crop: tuple[()] | tuple[float, float] = ()
+    """(min, max) factor of large-scale jitter, () for none."""
+    color_jitter: Annotated[float, Range(0, below=1)] = 0.0
+    """Strength of brightness, contrast and saturation jitter, 0 for none."""
+    max_boxes: Annotated[int, Range(1)] = 100
+    """Ground-truth slots per image (COCO train has at most 93 objects in an image)."""
+    on_overflow: Literal["error", "largest"] = "error"
+    """More objects than slots: error, or keep the largest (counted)."""
+    num_workers: Annotated[int, Range(0)] = 8
+    """Loader processes; 0 reads on threads of the training process."""
+    prefetch: Annotated[int, Range(1)] = 2
+    """Batches prepared ahead of the step."""
+    mean: tuple[float, float, float] = (102.9801, 115.9465, 122.7717)
+    """Mean pixel in 0..255, in the order of `channel_order` (default: MSRA and FAIR weights)."""
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Divisor of the pixels, likewise."""
+    channel_order: Literal["rgb", "bgr"] = "bgr"
+    """Order of the channels that the network sees."""
+
+    def check(self) -> None:
+        """Buckets are distinct multiples of 32; sizes and factors are in order."""
+        if not self.buckets or len(set(self.buckets)) != len(self.buckets):
+            raise UserError(f"config.data.buckets={self.buckets}: give at least one, each once.")
+        for bucket in self.buckets:
+            if any(side <= 0 or side % 32 for side in bucket):
+                raise UserError(
+                    f"config.data.buckets: {bucket} is not (H, W) in positive multiples of 32."
+                )
+        largest = max(self.train_short_sides or (self.short_side,))
+        if largest > self.max_long_side:
+            raise UserError(
+                f"config.data.max_long_side={self.max_long_side}: a short side of {largest} px is "
+                "longer. Raise it, or lower short_side and train_short_sides."
+            )
+        if self.scale_crop and not 0 < self.scale_crop[0] <= self.scale_crop[1]:
+            raise UserError(
+                f"config.data.scale_crop={self.scale_crop}: give (min, max), both above 0, or ()."
+            )
+        if min(self.std) <= 0:
+            raise UserError(f"config.data.std={self.std}: must be above 0.")
+
+    def split(self, name: str) -> SplitConfig:
+        """Where the "train" or "val" split is."""
+        splits = {
+            "train": (self.train_annotations, self.train_images, self.train_split),
+            "val": (self.val_annotations, self.val_images, self.val_split),
+        }
+        return SplitConfig(name, *splits[name])

@@ -1,0 +1,59 @@
+"""Recipe group "model": the network."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from atss_jax.config import ConfigGroup, Range
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(ConfigGroup, name="model"):
+    """Backbone, feature pyramid and head; see `detector.DetectorNetwork`."""
+
+    backbone: Literal[
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet152",
+        "resnext101_32x8d",
+        "resnext101_64x4d",
+    ] = "resnet50"
+    """Architecture of the backbone."""
+    flavour: Literal["torchvision", "msra"] = "msra"
+    """ResNets: where a bottleneck has its stride, in the 3x3 (torchvision) or the first 1x1 (msra,
+    the official weights)."""
+    backbone_norm: Literal["frozen_bn", "batch_norm", "group_norm"] = "frozen_bn"
+    """ResNets: normalisation; batch_norm uses statistics of the global batch."""
+    width: Annotated[float, Range(above=0)] = 1.0
+    """Factor on all backbone widths."""
+    frozen_stages: Annotated[int, Range(0, 5)] = 2
+    """Stages without training: 0 none, 1 the stem, 2 also C2 (the official FREEZE_CONV_BODY_AT)."""
+    dcn_stages: tuple[Literal[2, 3, 4, 5], ...] = ()
+    """ResNets: backbone stages whose 3x3 convolutions are deformable."""
+    init_from: str = "data/weights/R-50.safetensors"
+    """Weights to start from (safetensors, npz; backbone or detector), "" for random."""
+    fpn_channels: Annotated[int, Range(1)] = 256
+    """Width of P3 to P7 and of the head."""
+    p6_from: Literal["p5", "c5"] = "p5"
+    """Input of P6: p5 (ATSS, FCOS) or c5 (RetinaNet)."""
+    relu_before_p7: bool = True
+    """Whether P7 is computed from relu(P6)."""
+    head_convs: Annotated[int, Range(0)] = 4
+    """3x3 convolutions of each tower."""
+    head_norm: Literal["group_norm", "none"] = "group_norm"
+    """Normalisation after each convolution of the towers."""
+    head_dcn: bool = False
+    """The last convolution of both towers is deformable."""
+    level_scale: bool = True
+    """A learned factor per level on the box regression."""
+    centerness: Literal["box", "cls", "none"] = "box"
+    """Tower that carries the centerness branch."""
+    regression: Literal["box", "point"] = "box"
+    """Deltas against the anchor (box), or distances from its centre (point)."""
+    point_activation: Literal["relu", "exp"] = "relu"
+    """Activation of point regression: relu (normalised by the stride) or exp."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type of the network; parameters, losses and boxes stay float32."""
+    remat: Literal["none", "blocks"] = "none"
+    """What the backward pass recomputes instead of keeping: nothing, or residual blocks."""

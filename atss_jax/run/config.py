@@ -1,0 +1,36 @@
+"""Recipe groups "predict" and "export"."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from atss_jax.config import ConfigGroup, Range
+from atss_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictConfig(ConfigGroup, name="predict"):
+    """`--mode=predict`."""
+
+    input: str = ""
+    """Image, folder, glob or video."""
+    output: str = ""
+    """Folder for drawings and tables; "" is `predictions` in the workdir."""
+    score_threshold: Annotated[float, Range(0, 1)] = 0.3
+    """Drawn and listed from this score on."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig(ConfigGroup, name="export"):
+    """`--mode=export`."""
+
+    format: Literal["stablehlo", "onnx"] = "stablehlo"
+    """stablehlo (everything from pixels to detections) or onnx (network alone)."""
+    batch_size: Annotated[int, Range(0)] = 1
+    """Fixed batch, or 0 for any."""
+    platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu",)
+    """stablehlo: platforms that the file runs on."""
+
+    def check(self) -> None:
+        """At least one platform."""
+        if not self.platforms:
+            raise UserError("config.export.platforms=(): give at least one platform.")

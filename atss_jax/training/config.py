@@ -1,0 +1,77 @@
+"""Recipe groups "loss" and "optim"."""
+
+import dataclasses
+from typing import Annotated, Literal
+
+from atss_jax.config import ConfigGroup, Range
+from atss_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig(ConfigGroup, name="loss"):
+    """See `losses.detection_losses`."""
+
+    box_loss: Literal["giou", "iou", "fcos_giou", "smooth_l1"] = "giou"
+    """giou (paper Table 1), iou (-ln IoU), fcos_giou (its form in FCOS), smooth_l1 (beta 0.11)."""
+    box_loss_weight: Annotated[float, Range(0)] = 2.0
+    """Factor on the box loss (official REG_LOSS_WEIGHT)."""
+    focal_alpha: Annotated[float, Range(0, 1)] = 0.25
+    """Weight of positives in the focal loss (RetinaNet Sec. 5.1)."""
+    focal_gamma: Annotated[float, Range(0)] = 2.0
+    """Exponent of the focal loss."""
+    normalizer: Literal["positives", "retinanet"] = "positives"
+    """positives (ATSS, FCOS) or retinanet (positives + images; 4 x positives for boxes)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig(ConfigGroup, name="optim"):
+    """Optimizer, schedule and length of the run; see `optim`."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """Optimizer."""
+    learning_rate: Annotated[float, Range(above=0)] = 0.01
+    """For `reference_batch` images per step (paper Sec. 3.1: 0.01 for 16)."""
+    reference_batch: Annotated[int, Range(1)] = 16
+    """Images per step that the learning rate was tuned for."""
+    lr_scaling: Literal["linear", "none", "refuse"] = "linear"
+    """What another global batch does to the learning rate."""
+    schedule: Literal["steps", "cosine"] = "steps"
+    """How the learning rate falls after warm-up."""
+    num_steps: Annotated[int, Range(0)] = 90_000
+    """Length of the run in steps; 0 where `num_epochs` says it."""
+    num_epochs: Annotated[float, Range(0)] = 0.0
+    """Length in passes over the training images; 0 where `num_steps` says it."""
+    decay_at: Annotated[tuple[float, ...], Range(above=0, below=1)] = (60 / 90, 80 / 90)
+    """steps: where the rate decays, as ascending fractions of the run."""
+    decay_factor: Annotated[float, Range(above=0, high=1)] = 0.1
+    """steps: factor on the rate at each decay."""
+    warmup: Literal["constant", "linear"] = "constant"
+    """Learning rate during warm-up: constant (the official ATSS files) or rising linearly."""
+    warmup_steps: Annotated[int, Range(0)] = 500
+    """Steps of warm-up, at most half of the run."""
+    warmup_factor: Annotated[float, Range(above=0, high=1)] = 1 / 3
+    """Factor on the rate at the first step."""
+    momentum: Annotated[float, Range(0, below=1)] = 0.9
+    """sgd: momentum; adamw: b1."""
+    weight_decay: Annotated[float, Range(0)] = 1e-4
+    """Decay of kernels and of what is neither a bias nor frozen."""
+    bias_lr_factor: Annotated[float, Range(above=0)] = 2.0
+    """Factor on the learning rate of biases (official solver)."""
+    bias_weight_decay: Annotated[float, Range(0)] = 0.0
+    """Weight decay of biases (official solver)."""
+    clip_norm: Annotated[float, Range(0)] = 0.0
+    """Limit of the global gradient norm, 0 for none."""
+    accumulate: Annotated[int, Range(1)] = 1
+    """Micro-batches per step."""
+    ema_decay: Annotated[float, Range(0, below=1)] = 0.0
+    """Decay of the moving average of the parameters, which is then evaluated; 0 for none."""
+
+    def check(self) -> None:
+        """Exactly one length; decays ascend."""
+        if (self.num_steps > 0) == (self.num_epochs > 0):
+            raise UserError(
+                f"config.optim.num_steps={self.num_steps}, num_epochs={self.num_epochs}: give one "
+                "of them, 0 for the other."
+            )
+        if list(self.decay_at) != sorted(set(self.decay_at)):
+            raise UserError(f"config.optim.decay_at={self.decay_at}: must be ascending.")
