@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from atss_jax import main
-from atss_jax.run import recipe_io
-from atss_jax.run.recipe import Recipe
-from configs import (
+from atss_jax.configs import (
     ablations,
     atss_r50_fpn_1x,
     coco_json,
@@ -22,6 +20,8 @@ from configs import (
     quickstart,
     retinanet_r50_fpn_1x,
 )
+from atss_jax.run import recipe_io
+from atss_jax.run.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = [
@@ -101,7 +101,7 @@ def test_every_declared_argument_is_documented_and_tested(recipe):
     tested = {part.split("=")[0] for text in ARGUMENT_VALUES[recipe] for part in text.split(",")}
     assert tested == set(recipe.ARGUMENTS)
     for name in recipe.ARGUMENTS:
-        assert name in recipe.get_config.__doc__
+        assert name in recipe.recipe.__doc__
 
 
 @pytest.mark.parametrize(

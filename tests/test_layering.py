@@ -27,6 +27,7 @@ SEES = {
         *("typing", "structures", "geometry", "assigners", "models", "data"),
         *("runtime", "drawing", "training", "evaluation"),
     },
+    "configs": {"run"},
     "main": {"run"},
 }
 """Room -> the rooms that it may import from, beside itself. Only `run` sees a whole recipe."""
@@ -43,7 +44,7 @@ OUTSIDE = {
     "optax": {"training"},
     "orbax": {"runtime"},
     "matplotlib": {"drawing"},
-    "ml_collections": {"main"},
+    "ml_collections": {"main", "configs", "run"},
     "absl": {"main", "data"},  # Grain reads absl flags
     "safetensors": {"models"},
     "torch": {"models"},
@@ -71,7 +72,9 @@ def imports(path: Path) -> list[str]:
     return names
 
 
-FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+FILES = sorted(
+    {*PACKAGE.rglob("*.py"), *(PACKAGE / "configs").glob("*.py")} - {PACKAGE / "__init__.py"}
+)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -17,9 +17,9 @@ import paper_rows
 import peak_memory
 import plot_run
 from atss_jax.assigners.registry import make_assigner
+from atss_jax.configs import ablations, fcos_r50_fpn_1x, paper_table8, retinanet_r50_fpn_1x
 from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.run import build, recipe_io
-from configs import ablations, fcos_r50_fpn_1x, paper_table8, retinanet_r50_fpn_1x
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {
