@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from etils import epath
 
+from atss_jax.files import write_whole
+
 Color = tuple[int, int, int]
 
 LEVEL_COLORS: tuple[Color, ...] = (
@@ -223,7 +225,7 @@ def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
     except cv2.error as error:
         raise ValueError(f"{path}: OpenCV cannot write this type. Use .png or .jpg.") from error
     try:
-        path.write_bytes(data.tobytes())
+        write_whole(path, data.tobytes())
     except OSError as error:
         raise ValueError(f"{path}: cannot be written. Does the folder exist?") from error
 

@@ -220,13 +220,14 @@ class _Loop:
         self._evaluated[step] = outcome.metrics
         self._progress.note(validation.summary(outcome.metrics))
         if jax.process_index() == 0:
-            workdir_files.write_json(self._workdir / "detections.json", outcome.results)
+            dataset = self._validation.dataset
+            validation.write_detections(self._workdir, dataset, outcome.detections)
             pictures.after_evaluation(
                 self._config,
                 self._workdir,
                 self._setup,
-                self._validation.dataset,
-                outcome.results,
+                dataset,
+                outcome.detections,
                 step,
                 self._writer,
             )
