@@ -27,6 +27,26 @@ def resized_size(height: int, width: int, short_side: int, max_long_side: int) -
     return (long_side, short_side) if width < height else (short_side, long_side)
 
 
+def choose_file(
+    target: tuple[int, int], files: list[dict[str, Any]]
+) -> tuple[dict[str, Any], tuple[int, int]]:
+    """The file of fewest pixels that holds a resized image, and the (h, w) to resize to.
+
+    An image of extreme proportions may fit none: it is made smaller still, for the file in which
+    it stays largest.
+    """
+    h, w = target
+    fitting = [f for f in files if f["height"] >= h and f["width"] >= w]
+    if fitting:
+        return min(fitting, key=lambda f: f["height"] * f["width"]), target
+
+    def factor(f):
+        return min(f["height"] / h, f["width"] / w)
+
+    best = max(files, key=factor)
+    return best, (max(1, int(h * factor(best))), max(1, int(w * factor(best))))
+
+
 def detect(
     image: np.ndarray, about: dict[str, Any], program_of: Callable[[str], Callable]
 ) -> list[tuple[str, float, list[float]]]:
@@ -36,21 +56,11 @@ def detect(
       image: uint8 RGB [height, width, 3].
       about: content of detector.json.
       program_of: file name -> callable.
-
-    Raises:
-      ValueError: the resized image fits none of the exported shapes.
     """
     height, width = image.shape[:2]
     resize = about["resize"]
-    h, w = resized_size(height, width, resize["short_side"], resize["max_long_side"])
-    fitting = [f for f in about["files"] if f["height"] >= h and f["width"] >= w]
-    if not fitting:
-        shapes = ", ".join(f"{f['height']}x{f['width']}" for f in about["files"])
-        raise ValueError(
-            f"{height}x{width} px become {h}x{w}, which fits none of the exported shapes {shapes}. "
-            "Export a bucket that is large enough."
-        )
-    file = min(fitting, key=lambda f: f["height"] * f["width"])
+    target = resized_size(height, width, resize["short_side"], resize["max_long_side"])
+    file, (h, w) = choose_file(target, about["files"])
     batch = about["batch_size"] if isinstance(about["batch_size"], int) else 1
     images = np.zeros((batch, file["height"], file["width"], 3), np.uint8)
     images[0, :h, :w] = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)

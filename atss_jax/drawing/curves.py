@@ -39,7 +39,7 @@ class Line(NamedTuple):
     x: np.ndarray
     y: np.ndarray
     is_noisy: bool = False
-    """Drawn faint, with its moving average on top."""
+    """Many points are drawn faint, with their moving average on top."""
 
 
 class Chart(NamedTuple):
@@ -80,7 +80,7 @@ def _draw(axes: Axes, chart: Chart) -> None:
         color = LINE_COLORS[i % len(LINE_COLORS)]
         marker = "o" if len(line.x) <= FEW_POINTS else ""
         y = line.y
-        if line.is_noisy:
+        if line.is_noisy and not marker:
             axes.plot(line.x, y, color=color, linewidth=0.6, alpha=0.3)
             y = _smooth(y)
         axes.plot(
@@ -89,7 +89,7 @@ def _draw(axes: Axes, chart: Chart) -> None:
     axes.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
     axes.grid(alpha=0.3)
     if chart.x_counts:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
     handles, names = axes.get_legend_handles_labels()
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0, top=chart.y_max)

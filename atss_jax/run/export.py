@@ -24,9 +24,6 @@ from atss_jax.run import predict_steps, workdir_files
 from atss_jax.run.detector import Detector
 from atss_jax.run.recipe import Recipe
 
-FORMATS = ("stablehlo", "onnx")
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-
 INPUTS = {
     "images": "uint8 [batch, H, W, 3]: RGB, resized content in the upper left corner, then zeros",
     "image_size": "int32 [batch, 2]: (h, w) of the content, px",
@@ -62,23 +59,14 @@ def export_workdir(config: Recipe, workdir: epath.Path) -> epath.Path:
       The folder.
 
     Raises:
-      ValueError: unknown format or platform, or a model that the format cannot hold.
+      FileNotFoundError: no run there.
+      ImportError: the packages of the format are not installed.
     """
-    settings = config.export
-    if settings.format not in FORMATS:
-        raise ValueError(
-            f"config.export.format={settings.format!r}: use one of {', '.join(FORMATS)}."
-        )
-    unknown = [p for p in settings.platforms if p not in PLATFORMS]
-    if unknown or not settings.platforms:
-        raise ValueError(
-            f"config.export.platforms={settings.platforms}: use some of {', '.join(PLATFORMS)}."
-        )
     workdir_files.claim_workdir(config, workdir, training=False)
     detector = Detector.load(workdir, config=config)
     folder = workdir / "export"
     folder.mkdir(parents=True, exist_ok=True)
-    write = write_stablehlo if settings.format == "stablehlo" else write_onnx
+    write = write_stablehlo if config.export.format == "stablehlo" else write_onnx
     for file in write(detector, folder):
         print(f"{file}: {file.stat().length / 2**20:.1f} MiB")
     print(f"{folder / 'detector.json'}: how to call it")
