@@ -111,7 +111,7 @@ def mean_known(values: np.ndarray) -> float:
 
 
 def _class_curves(evaluator: Any, category_ids: Sequence[int]) -> list[ClassCurves]:
-    """One entry for each class index; the evaluator sorts categories by id."""
+    """One entry per class index; the evaluator sorts categories by id."""
     precision = np.asarray(evaluator.eval["precision"])  # [T, R, K, areas, max detections]
     recall = np.asarray(evaluator.eval["recall"])  # [T, K, areas, max detections]
     position = {category: k for k, category in enumerate(sorted(category_ids))}

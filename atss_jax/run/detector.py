@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import numpy as np
@@ -121,6 +121,12 @@ class Detector:
         """Class index, as in `Detections.labels`, -> name."""
         return dict(enumerate(self.class_names))
 
+    @overload
+    def __call__(self, image: list | tuple, *, threshold: float = 0.0) -> list[Detections]: ...
+
+    @overload
+    def __call__(self, image: Any, *, threshold: float = 0.0) -> Detections: ...
+
     def __call__(self, image: Any, *, threshold: float = 0.0) -> Detections | list[Detections]:
         """Detections of one image, or of each in a list: only the found ones, best first.
 
@@ -158,7 +164,7 @@ class Detector:
             yield from self._finish(*in_flight.popleft())
 
     def _start(self, chunk: list[np.ndarray], look: predict_steps.Look) -> list[tuple]:
-        """Gives a chunk's images to the device, one batch for each bucket that occurs."""
+        """Gives a chunk's images to the device, one batch per bucket that occurs."""
         data, one_pass = self.config.data, look.settings
         targets = [
             images.resized_size(c.shape[:2], one_pass.short_side, one_pass.max_long_side)
