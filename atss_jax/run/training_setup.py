@@ -8,7 +8,6 @@ from jax.sharding import Mesh
 from atss_jax.assigners.registry import make_assigner
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
-from atss_jax.geometry.anchors import make_grid
 from atss_jax.models.detector import frozen_mask
 from atss_jax.run import build
 from atss_jax.run.recipe import Recipe
@@ -44,7 +43,7 @@ def set_up(config: Recipe) -> Setup:
     schedule = build.make_schedule(config, steps)
     settings = StepSettings(
         model=model,
-        grid=make_grid(config.anchors, config.data.buckets[0]),
+        anchors=config.anchors,
         assign=make_assigner(config.assigner),
         optimizer=build.make_optimizer(config, params, frozen, schedule),
         schedule=schedule,
