@@ -7,11 +7,12 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "atss_jax"
 
-EVERYWHERE = {"config", "errors"}
-"""Modules without JAX that every room may import: fields of a recipe, the error of a user."""
+EVERYWHERE = {"config", "errors", "files"}
+"""Modules without JAX that every room may import: recipe fields, a user's error, whole files."""
 
 SEES = {
     "errors": set(),
+    "files": set(),
     "config": set(),
     "typing": set(),
     "structures": {"typing"},
