@@ -5,22 +5,52 @@ import numpy as np
 import pytest
 
 from atss_jax.data import images
-from atss_jax.data.images import Augmentation, move_boxes, resized_size, write_row
+from atss_jax.data.images import (
+    Augmentation,
+    move_boxes,
+    official_resized_size,
+    resized_size,
+    write_row,
+)
 
 CROPS = [(0.0, 0.0), (0.3, 0.8), (0.999, 0.999)]
 
 
-def test_resized_size_is_the_official_one(shared):
+def test_resized_size_is_the_official_one_within_the_limit(shared):
     golden = np.load(shared / "golden" / "misc.npz")["resize_w_h_min_max_oh_ow"]
-    for width, height, short_side, max_long_side, out_height, out_width in golden.tolist():
-        found = resized_size((height, width), short_side, max_long_side)
-        assert found == (out_height, out_width), (width, height)
+    for width, height, short_side, max_long_side, *official in golden.tolist():
+        args = (height, width), short_side, max_long_side
+        assert official_resized_size(*args) == tuple(official), args
+        clamped = tuple(min(side, max_long_side) for side in official)
+        assert resized_size(*args) == clamped, args
 
 
-def test_resized_size_never_vanishes():
-    assert resized_size((1, 5000), 800, 1333) == (1, 5000)
-    assert resized_size((1, 1), 800, 1333) == (800, 800)
-    assert min(resized_size((3, 9000), 800, 1333)) >= 1
+@pytest.mark.parametrize(
+    ("size", "limits", "expected"),
+    [
+        ((375, 1242), (240, 320), (97, 320)),  # KITTI; 321 officially
+        ((300, 900), (240, 320), (107, 320)),
+        ((1080, 2560), (128, 160), (68, 160)),
+        ((20, 4000), (800, 1333), (7, 1333)),
+        ((4000, 20), (800, 1333), (1333, 7)),
+        ((1, 5000), (800, 1333), (1, 1333)),
+        ((1, 1), (800, 1333), (800, 800)),
+        ((480, 640), (800, 1333), (800, 1066)),
+    ],
+)
+def test_resized_size_of_odd_shapes(size, limits, expected):
+    assert resized_size(size, *limits) == expected
+
+
+@pytest.mark.parametrize("limits", [(240, 320), (128, 160), (800, 1333), (640, 640), (1, 1)])
+def test_resized_size_never_exceeds_the_limit_nor_vanishes(limits):
+    sides = np.random.default_rng(0).integers(1, [[300], [5000]], (2, 4000))
+    for size in [*zip(*sides.tolist(), strict=True), *zip(*sides[::-1].tolist(), strict=True)]:
+        found = resized_size(size, *limits)
+        assert 1 <= min(found) and max(found) <= limits[1], size
+        # the aspect ratio holds to within a pixel of either side
+        scale = max(found) / max(size)
+        assert abs(min(found) - max(1, min(size) * scale)) < 1.5, size
 
 
 def draw_box(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:

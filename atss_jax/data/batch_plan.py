@@ -7,7 +7,7 @@ the stream.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -59,6 +59,7 @@ class BatchPlan:
         scale_crop: tuple[float, float] | tuple[()] = (),
         color_jitter: float = 0.0,
         keep: Bool[np.ndarray, " N"] | None = None,
+        describe: Callable[[int], str] = "record {}".format,
     ):
         """Sorts the records into buckets.
 
@@ -75,6 +76,7 @@ class BatchPlan:
             cropped back at a drawn place. () for none.
           color_jitter: brightness, contrast and saturation factors are drawn from 1 -+ this.
           keep: records to train on; None for all.
+          describe: a record's name in error messages, by its index.
 
         Raises:
           ValueError: no record, an image that fits no bucket, or values out of range.
@@ -94,7 +96,7 @@ class BatchPlan:
             )
         largest = max(short_sides)
         resized = [resized_size((int(h), int(w)), largest, max_long_side) for h, w in sizes]
-        records = _sort_into_buckets(indices, resized, buckets, global_batch)
+        records = _sort_into_buckets(indices, resized, buckets, global_batch, describe)
         self.used_buckets = tuple(bucket for bucket, members in records.items() if len(members))
         """(H, W) of the buckets that hold images, in the order of the configuration."""
         self._records = [records[bucket] for bucket in self.used_buckets]
@@ -215,10 +217,10 @@ def choose_bucket(
     return min(fitting, key=lambda b: b[0] * b[1]) if fitting else None
 
 
-def fit_error(index: int, size: tuple[int, int], buckets: Sequence[tuple[int, int]]) -> ValueError:
+def fit_error(about: str, size: tuple[int, int], buckets: Sequence[tuple[int, int]]) -> ValueError:
     """The error for an image that fits no bucket."""
     return ValueError(
-        f"record {index}: {size[0]}x{size[1]} px (h x w) after resizing fits none of data.buckets="
+        f"{about}: {size[0]}x{size[1]} px (h x w) after resizing fits none of data.buckets="
         f"{tuple(buckets)}. Add a larger bucket for its orientation, or lower data.short_side, "
         "data.train_short_sides or data.max_long_side."
     )
@@ -229,13 +231,14 @@ def _sort_into_buckets(
     resized: list[tuple[int, int]],
     buckets: list[tuple[int, int]],
     global_batch: int,
+    describe: Callable[[int], str],
 ) -> dict[tuple[int, int], np.ndarray]:
     """Records by bucket; one too small to fill a batch passes its images on to larger ones."""
     members: dict[tuple[int, int], list[int]] = {bucket: [] for bucket in buckets}
     for index in indices.tolist():
         bucket = choose_bucket(resized[index], buckets)
         if bucket is None:
-            raise fit_error(index, resized[index], buckets)
+            raise fit_error(describe(index), resized[index], buckets)
         members[bucket].append(index)
     by_area = sorted(buckets, key=lambda b: b[0] * b[1])
     for place, bucket in enumerate(by_area):

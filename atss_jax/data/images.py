@@ -47,18 +47,37 @@ class Placement(NamedTuple):
 
 
 def resized_size(size: tuple[int, int], short_side: int, max_long_side: int) -> tuple[int, int]:
-    """(h, w) after resizing: the official arithmetic (CONVENTIONS, section 8).
+    """(h, w) after resizing: the official size with its long side held to the limit.
 
-    The short side becomes `short_side`, unless the long one would exceed `max_long_side`. Rounding
-    of the short side, truncation of the long one.
+    The official arithmetic rounds the short side up for about a tenth of all aspect ratios, and its
+    long side then exceeds `max_long_side` by a few px (1333 becomes 1334; 320 becomes 321 at
+    240/320): such an image would fit no bucket of that limit. The short side stays the official one.
 
     Args:
       size: (h, w) of the original, px.
       short_side: wanted shorter side, px.
-      max_long_side: limit of the longer side, px.
+      max_long_side: limit of the longer side, px; at least `short_side`.
+
+    Returns:
+      Sides of at least 1 px and at most `max_long_side`.
 
     >>> resized_size((480, 640), 800, 1333), resized_size((640, 200), 800, 1333)
-    ((800, 1066), (1334, 417))
+    ((800, 1066), (1333, 417))
+    """
+    height, width = official_resized_size(size, short_side, max_long_side)
+    return min(height, max_long_side), min(width, max_long_side)
+
+
+def official_resized_size(
+    size: tuple[int, int], short_side: int, max_long_side: int
+) -> tuple[int, int]:
+    """(h, w) after resizing by the official arithmetic alone (CONVENTIONS, section 8).
+
+    The short side becomes `short_side`, unless the long one would exceed `max_long_side`. Rounding
+    of the short side, truncation of the long one, which may exceed its limit all the same.
+
+    >>> official_resized_size((640, 200), 800, 1333)
+    (1334, 417)
     """
     height, width = size
     short, long = min(size), max(size)

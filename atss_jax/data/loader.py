@@ -211,7 +211,7 @@ def eval_batches(
         target = resized_size((height, width), short_side, max_long_side)
         bucket = choose_bucket(target, list(members))
         if bucket is None:
-            raise fit_error(index, target, buckets)
+            raise fit_error(dataset.describe(index), target, buckets)
         members[bucket].append(index)
         targets[index] = target
     rows = []

@@ -66,6 +66,7 @@ def make_plan(config: Recipe, dataset: DetectionDataset) -> BatchPlan:
         scale_crop=data.scale_crop,
         color_jitter=data.color_jitter,
         keep=dataset.has_objects if data.filter_empty else None,
+        describe=dataset.describe,
     )
 
 
