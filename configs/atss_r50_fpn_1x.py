@@ -88,9 +88,7 @@ def data() -> ConfigDict:
             "short_side": 800,  # paper Sec. 3.1
             "max_long_side": 1333,
             "train_short_sides": (),
-            "flip": 0.5,
-            "scale_crop": (),
-            "color_jitter": 0.0,
+            "augmentations": ("flip(0.5)",),
             "max_boxes": 100,  # COCO train has at most 93 in an image
             "on_overflow": "error",
             "num_workers": 8,

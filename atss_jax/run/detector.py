@@ -173,8 +173,9 @@ class Detector:
             sizes = np.tile(np.array(bucket, np.int32), (self._batch_size, 1))
             scales = np.ones((self._batch_size, 2), np.float32)
             for row, i in enumerate(rows):
-                placed = images.write_row(pixels[row], chunk[i], targets[i], images.Augmentation())
-                sizes[row], scales[row] = placed.size, placed.scale
+                placement = images.Placement.whole(targets[i])
+                images.write_row(pixels[row], chunk[i], placement)
+                sizes[row], scales[row] = placement.size, placement.scale(chunk[i].shape)
             step = self._steps[one_pass.flip]
             started.append((rows, scales, step(self.variables, pixels, sizes, scales)))
         return started
