@@ -125,9 +125,7 @@ def test_mixed_images_do_not_depend_on_hosts(dataset, hosts):
     for step in range(4):
         whole = loader.batch_at(dataset, plan, step, max_boxes=4)
         parts = [
-            loader.batch_at(
-                dataset, plan, step, max_boxes=4, process_index=i, process_count=hosts
-            )
+            loader.batch_at(dataset, plan, step, max_boxes=4, process_index=i, process_count=hosts)
             for i in range(hosts)
         ]
         np.testing.assert_array_equal(np.concatenate([p.image for p in parts]), whole.image)
