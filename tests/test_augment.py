@@ -1,4 +1,4 @@
-"""Augmentations: boxes follow the pixels, streams do not move each other, wrong entries are named."""
+"""Augmentations: boxes follow pixels, streams do not move each other, bad entries are named."""
 
 import dataclasses
 import itertools
