@@ -1,7 +1,8 @@
 r"""A contact sheet of augmented training batches, as the network sees them.
 
     python scripts/browse_data.py --annotations=... --images=... --out=sheet.png \
-      --buckets=256x320,320x256 --short_sides=200-240 --max_long_side=320 --color_jitter=0.2
+      --buckets=256x320,320x256 --short_sides=200-240 --max_long_side=320 \
+      --augmentations "flip(0.5)" "color_jitter(0.2)"
 
 Each tile is one row of a batch: padding black, ground truth in the colour of its class, the id of
 the image above. Prepared sets are read with --data_dir, --name and --split instead.
@@ -95,9 +96,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--buckets", type=parse_buckets, default=parse_buckets(DEFAULT_BUCKETS))
     parser.add_argument("--short_sides", type=parse_range, default=(800,), help="800, or 640-800")
     parser.add_argument("--max_long_side", type=int, default=1333)
-    parser.add_argument("--flip", type=float, default=0.5)
-    parser.add_argument("--scale_crop", type=float, nargs=2, default=(), metavar=("MIN", "MAX"))
-    parser.add_argument("--color_jitter", type=float, default=0.0)
+    parser.add_argument(
+        "--augmentations", nargs="*", default=("flip(0.5)",), help='as in "flip(0.5)" "mosaic(1)"'
+    )
     parser.add_argument("--tile_width", type=int, default=360)
     return parser.parse_args()
 
@@ -113,9 +114,7 @@ def main() -> None:
         seed=args.seed,
         short_sides=args.short_sides,
         max_long_side=args.max_long_side,
-        flip=args.flip,
-        scale_crop=tuple(args.scale_crop),
-        color_jitter=args.color_jitter,
+        augmentations=args.augmentations,
     )
     tiles = []
     for step in range(args.start_step, args.start_step + args.batches):

@@ -197,8 +197,8 @@ def test_a_missing_field_has_its_default_and_a_wrong_type_is_refused():
     del values["model"]["width"]
     assert recipe_io.recipe_from_mapping(values).model.width == 1.0
     values = quickstart.get_config().to_dict()
-    values["data"]["flipp"] = 0.5
-    with pytest.raises(ValueError, match="Did you mean config.data.flip?"):
+    values["data"]["prefetchh"] = 3
+    with pytest.raises(ValueError, match="Did you mean config.data.prefetch?"):
         recipe_io.recipe_from_mapping(values)
 
 
@@ -250,3 +250,15 @@ def test_parse_arg():
         common.parse_arg("bakbone=r50", backbone="r101")
     with pytest.raises(ValueError, match="expected int"):
         common.parse_arg("k=many", k=9)
+
+
+def test_the_former_augmentation_fields_are_read_and_named():
+    former = {"flip": 0.25, "scale_crop": [0.5, 2.0], "color_jitter": 0.2}
+    upgraded = recipe_io.recipe_from_mapping({"data": former}).data.augmentations
+    assert upgraded == ("flip(0.25)", "scale_crop(0.5, 2.0)", "color_jitter(0.2)")
+    plain = {"flip": 0.0, "scale_crop": [], "color_jitter": 0.0}
+    assert recipe_io.recipe_from_mapping({"data": plain}).data.augmentations == ()
+    with pytest.raises(ValueError, match="config.data.flip: no such field. It is an entry of"):
+        recipe_io.recipe_from_mapping({"data": {"flip": 0.5, "augmentations": []}})
+    message = recipe_io.unknown_field_message("data.color_jitter")
+    assert message.endswith("such as 'color_jitter(0.2)'")

@@ -62,10 +62,9 @@ def make_plan(config: Recipe, dataset: DetectionDataset) -> BatchPlan:
         seed=config.run.seed,
         short_sides=data.train_short_sides or (data.short_side,),
         max_long_side=data.max_long_side,
-        flip=data.flip,
-        scale_crop=data.scale_crop,
-        color_jitter=data.color_jitter,
+        augmentations=data.augmentations,
         keep=dataset.has_objects if data.filter_empty else None,
+        describe=dataset.describe,
     )
 
 

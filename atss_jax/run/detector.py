@@ -182,8 +182,9 @@ class Detector:
             sizes = np.tile(np.array(bucket, np.int32), (self._batch_size, 1))
             scales = np.ones((self._batch_size, 2), np.float32)
             for row, i in enumerate(rows):
-                placed = images.write_row(pixels[row], chunk[i], targets[i], images.Augmentation())
-                sizes[row], scales[row] = placed.size, placed.scale
+                placement = images.Placement.whole(targets[i])
+                images.write_row(pixels[row], chunk[i], placement)
+                sizes[row], scales[row] = placement.size, placement.scale(chunk[i].shape)
             found = look.predict_step(self.variables, pixels, sizes, scales)
             started.append((rows, scales, found))
         return started

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from atss_jax.config import ConfigGroup
+from atss_jax.data.config import DataConfig, moved_message
 from atss_jax.errors import UserError
 from atss_jax.run.recipe import Recipe
 
@@ -73,6 +74,8 @@ def unknown_field_message(name: str) -> str:
     """An error text for a field that does not exist, naming the nearest that does."""
     known = field_names()
     group, _, field = name.partition(".")
+    if group == "data" and field in DataConfig.MOVED:
+        return moved_message(field)
     synonym = SYNONYMS.get(field or group)
     if synonym and (not field or group not in GROUPS or synonym.startswith(f"{group}.")):
         return f"config.{name}: no such field. Did you mean config.{synonym}?"
@@ -97,7 +100,7 @@ def recipe_from_mapping(values: Mapping[str, Any]) -> Recipe:
     for group, fields in values.items():
         if group not in GROUPS:
             raise UserError(unknown_field_message(group))
-        for field in fields:
+        for field in GROUPS[group].upgrade(fields):
             if f"{group}.{field}" not in field_names():
                 raise UserError(unknown_field_message(f"{group}.{field}"))
     return Recipe(
