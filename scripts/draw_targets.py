@@ -19,7 +19,7 @@ import numpy as np
 from atss_jax.assigners import ASSIGNERS, select_candidates
 from atss_jax.data.batch_rows import read_image
 from atss_jax.data.coco import load_coco
-from atss_jax.data.images import Augmentation, resized_size, write_row
+from atss_jax.data.images import Placement, resized_size, write_row
 from atss_jax.drawing import visualize
 from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.structures import GroundTruth
@@ -49,7 +49,7 @@ def read_scene(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     size = (image.shape[0], image.shape[1])
     target = resized_size(size, args.short_side, args.max_long_side)
     row = np.zeros((*target, 3), np.uint8)
-    write_row(row, image, target, Augmentation())
+    write_row(row, image, Placement.whole(target))
     scale = np.tile((np.array(target) / size)[::-1], 2)
     return row, (dataset.boxes(args.record) * scale).astype(np.float32)
 

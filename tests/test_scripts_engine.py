@@ -23,7 +23,7 @@ from atss_jax.run import build, recipe_io
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {
-    recipe.__name__.split(".")[1]: recipe
+    recipe.__name__.split(".")[-1]: recipe
     for recipe in (ablations, fcos_r50_fpn_1x, paper_table8, retinanet_r50_fpn_1x)
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from atss_jax.data import images, media
+from atss_jax.data import decoding, media
 from atss_jax.typing import UInt8
 
 ALLOWED = (
@@ -37,8 +37,8 @@ def read_image(image: Any) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(image, bytes | bytearray | memoryview):
         data = bytes(image)
         try:
-            _, orientation = images.read_header(data)
-            return images.decode(data, orientation)
+            _, orientation = decoding.read_header(data)
+            return decoding.decode(data, orientation)
         except ValueError as error:
             raise ValueError(f"image of {len(data)} bytes: {error}") from error
     if not hasattr(image, "__array__") or not hasattr(image, "dtype"):

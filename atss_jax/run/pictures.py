@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from atss_jax.data import images, loader
+from atss_jax.data import decoding, loader
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.drawing import visualize
 from atss_jax.evaluation.coco_results import with_min_score
@@ -82,7 +82,7 @@ def draw_detections(
         found = with_min_score(Detections(*(field[index] for field in detections)), SHOWN_SCORE)
         pictures.append(
             visualize.draw_side_by_side(
-                images.decode(dataset.image_bytes(index), int(dataset.orientations[index])),
+                decoding.decode(dataset.image_bytes(index), int(dataset.orientations[index])),
                 gt_boxes=dataset.boxes(index),
                 gt_labels=dataset.labels(index),
                 boxes=np.asarray(found.boxes),
