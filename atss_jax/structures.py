@@ -50,6 +50,26 @@ class HeadOutputs(NamedTuple):
     """None when the head has no centerness branch."""
 
 
+class Predictions(NamedTuple):
+    """What the network says at each anchor, as assigners look at it; carries no gradient."""
+
+    scores: Float[Array, "*B A K"]
+    """Class probabilities."""
+    boxes: Float[Array, "*B A 4"]
+    """xyxy px in the padded image frame, not clipped."""
+
+
+class PixelNormalization(NamedTuple):
+    """Keywords of `models.detector.normalize_images`."""
+
+    mean: tuple[float, ...]
+    """Of the three channels, 0..255, in `channel_order`."""
+    std: tuple[float, ...]
+    """Divisor of the three channels."""
+    channel_order: str = "rgb"
+    """"rgb" or "bgr"."""
+
+
 class Assignment(NamedTuple):
     """Which ground truth each anchor belongs to: the answer of every assigner."""
 
