@@ -32,9 +32,8 @@ def run(mode: str, config: Recipe, workdir: str) -> int:
         else:
             traceback.print_exc()
         sys.stderr.flush()
-        os._exit(
-            2 if isinstance(error, UserError) else 1
-        )  # a clean end would wait for the other processes, of which one may be dead
+        # a clean end would wait for the other processes, of which one may be dead
+        os._exit(2 if isinstance(error, UserError) else 1)
 
 
 def _run(mode: str, config: Recipe, folder: epath.Path) -> int:

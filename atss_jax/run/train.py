@@ -54,12 +54,12 @@ class StopSignal:
     With several processes the notice reaches all of them through `Checkpointer.preempted`.
     """
 
-    def __init__(self):
+    def __init__(self, *, is_single: bool = True):
         self.received = False
         self._first = 0.0
         if threading.current_thread() is not threading.main_thread():
             self._old = {}  # Python delivers signals to the main thread only
-        elif jax.process_count() == 1:
+        elif is_single:
             self._old = {
                 s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)
             }
@@ -101,7 +101,7 @@ def train(config: Recipe, workdir: epath.Path, *, with_evaluation: bool) -> dict
       NonFiniteError: too many steps in a row with non-finite numbers.
       LoopError: any other error after the set-up.
     """
-    stop = StopSignal()
+    stop = StopSignal(is_single=config.run.distributed == "none")
     try:
         return _train(config, workdir, with_evaluation, stop)
     finally:
