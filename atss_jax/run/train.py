@@ -52,6 +52,9 @@ class StopSignal:
     Only a SIGINT after that acts at once.
 
     With several processes the notice reaches all of them through `Checkpointer.preempted`.
+
+    Args:
+      is_single: False installs nothing. Given, not asked of JAX: processes may not have joined yet.
     """
 
     def __init__(self, *, is_single: bool = True):
