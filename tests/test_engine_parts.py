@@ -195,7 +195,7 @@ def save_steps(folder, *steps, ap=None, **keywords):
         state = {**STATE, "step": jnp.int32(step), "params": {"w": jnp.arange(40000.0)}}
         keeper.save(step, state, wait=True, run={"bad_steps": step})
         if step in (ap or {}):
-            keeper.attach(step, {"AP": ap[step]}, {"bad_steps": step})
+            keeper.attach(step, {"AP": (ap or {})[step]}, {"bad_steps": step})
     kept = keeper.steps()
     keeper.close()
     return kept
