@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from atss_jax.configs import quickstart
 from atss_jax.errors import UserError
-from atss_jax.run import modes, train, workdir_files, workdir_lock
+from atss_jax.run import modes, stop_signal, workdir_files, workdir_lock
 from atss_jax.run.recipe_io import recipe_from_mapping
 from atss_jax.runtime import checkpoint_record, compiled, metric_writer, parallel
 from atss_jax.runtime.checkpoint import Checkpointer, restore_part
@@ -119,7 +120,7 @@ def test_an_evaluation_that_was_not_recorded_is_written_again(tmp_path):
 class BucketPath:
     """A file in a bucket: whole reads and writes, nothing else."""
 
-    content = None
+    content: str | None = None
 
     def __init__(self, _name):
         pass
@@ -131,7 +132,7 @@ class BucketPath:
         return BucketPath.content is not None
 
     def read_bytes(self):
-        return BucketPath.content.encode()
+        return (BucketPath.content or "").encode()
 
     def write_text(self, text):
         BucketPath.content = text
@@ -180,7 +181,11 @@ def abstract(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-STATE = {"params": {"w": np.arange(40000.0)}, "ema_params": None, "step": np.int32(0)}
+STATE: dict[str, Any] = {
+    "params": {"w": np.arange(40000.0)},
+    "ema_params": None,
+    "step": np.int32(0),
+}
 
 
 def save_steps(folder, *steps, ap=None, **keywords):
@@ -190,7 +195,7 @@ def save_steps(folder, *steps, ap=None, **keywords):
         state = {**STATE, "step": jnp.int32(step), "params": {"w": jnp.arange(40000.0)}}
         keeper.save(step, state, wait=True, run={"bad_steps": step})
         if step in (ap or {}):
-            keeper.attach(step, {"AP": ap[step]}, {"bad_steps": step})
+            keeper.attach(step, {"AP": (ap or {})[step]}, {"bad_steps": step})
     kept = keeper.steps()
     keeper.close()
     return kept
@@ -199,7 +204,9 @@ def save_steps(folder, *steps, ap=None, **keywords):
 def restore(folder):
     keeper = Checkpointer(epath.Path(folder))
     try:
-        return keeper.restore_latest(abstract({**STATE, "step": jnp.int32(0)}))
+        found = keeper.restore_latest(abstract({**STATE, "step": jnp.int32(0)}))
+        assert found is not None
+        return found
     finally:
         keeper.close()
 
@@ -336,13 +343,13 @@ def test_one_run_per_workdir(tmp_path):
 
 
 def test_a_burst_of_signals_is_one_and_a_late_interrupt_acts(monkeypatch):
-    stop = train.StopSignal()
+    stop = stop_signal.StopSignal()
     try:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             signal.raise_signal(number)
-        with pytest.raises(train.Preempted, match="before the first step"):
+        with pytest.raises(stop_signal.Preempted, match="before the first step"):
             stop.check()
-        monkeypatch.setattr(train, "BURST_SECONDS", -1.0)
+        monkeypatch.setattr(stop_signal, "BURST_SECONDS", -1.0)
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

@@ -9,8 +9,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import signal
-import threading
 import time
 from typing import Any
 
@@ -22,6 +20,7 @@ from atss_jax.data import loader
 from atss_jax.run import build, pictures, recipe_io, validation, workdir_files, workdir_lock
 from atss_jax.run.recipe import Recipe
 from atss_jax.run.step_log import NonFiniteError, StepLog
+from atss_jax.run.stop_signal import Preempted, StopSignal
 from atss_jax.run.training_setup import Setup, initial_state, set_up
 from atss_jax.runtime import checkpoint_record, compiled, parallel
 from atss_jax.runtime.checkpoint import Checkpointer
@@ -33,59 +32,8 @@ PREEMPTED_EXIT_CODE = 75
 """EX_TEMPFAIL: saved and stopped on a signal; the same command goes on."""
 
 
-BURST_SECONDS = 5.0
-"""Signals so close together are one wish to stop."""
-
-
-class Preempted(Exception):
-    """The run was told to stop, and its state is saved."""
-
-
 class LoopError(RuntimeError):
     """An error after the set-up, with its cause: not a mistake in flags or recipe."""
-
-
-class StopSignal:
-    """Remembers SIGTERM and SIGINT (single process).
-
-    Signals within `BURST_SECONDS` are one: a launcher and its process group both deliver theirs.
-    Only a SIGINT after that acts at once.
-
-    With several processes the notice reaches all of them through `Checkpointer.preempted`.
-
-    Args:
-      is_single: False installs nothing. Given, not asked of JAX: processes may not have joined yet.
-    """
-
-    def __init__(self, *, is_single: bool = True):
-        self.received = False
-        self._first = 0.0
-        if threading.current_thread() is not threading.main_thread():
-            self._old = {}  # Python delivers signals to the main thread only
-        elif is_single:
-            self._old = {
-                s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)
-            }
-        else:
-            self._old = {}
-
-    def _receive(self, number: int, _frame: Any) -> None:
-        now = time.monotonic()
-        if not self.received:
-            self.received, self._first = True, now
-        elif number == signal.SIGINT and now - self._first > BURST_SECONDS:
-            self.restore()
-            signal.raise_signal(number)
-
-    def check(self) -> None:
-        """Raises Preempted after a signal: before the first step there is nothing to save."""
-        if self.received:
-            raise Preempted("stopped before the first step; run the same command again to go on.")
-
-    def restore(self) -> None:
-        """Puts the former handlers back."""
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
 
 
 def train(config: Recipe, workdir: epath.Path, *, with_evaluation: bool) -> dict[str, Any]:
