@@ -47,7 +47,7 @@ def test_resized_size_never_exceeds_the_limit_nor_vanishes(limits):
     sides = np.random.default_rng(0).integers(1, [[300], [5000]], (2, 4000))
     for size in [*zip(*sides.tolist(), strict=True), *zip(*sides[::-1].tolist(), strict=True)]:
         found = resized_size(size, *limits)
-        assert 1 <= min(found) and max(found) <= limits[1], size
+        assert min(found) >= 1 and max(found) <= limits[1], size
         # the aspect ratio holds to within a pixel of either side
         scale = max(found) / max(size)
         assert abs(min(found) - max(1, min(size) * scale)) < 1.5, size

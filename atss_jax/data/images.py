@@ -51,7 +51,7 @@ def resized_size(size: tuple[int, int], short_side: int, max_long_side: int) -> 
 
     The official arithmetic rounds the short side up for about a tenth of all aspect ratios, and its
     long side then exceeds `max_long_side` by a few px (1333 becomes 1334; 320 becomes 321 at
-    240/320): such an image would fit no bucket of that limit. The short side stays the official one.
+    240/320): such an image would fit no bucket of that limit. The short side stays official.
 
     Args:
       size: (h, w) of the original, px.
