@@ -50,6 +50,15 @@ class HeadOutputs(NamedTuple):
     """None when the head has no centerness branch."""
 
 
+class Predictions(NamedTuple):
+    """What the network says at each anchor, as assigners look at it; carries no gradient."""
+
+    scores: Float[Array, "*B A K"]
+    """Class probabilities."""
+    boxes: Float[Array, "*B A 4"]
+    """xyxy px in the padded image frame, not clipped."""
+
+
 class Assignment(NamedTuple):
     """Which ground truth each anchor belongs to: the answer of every assigner."""
 
@@ -85,7 +94,7 @@ class Losses(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """Final detections of an image, sorted by falling score, padded to a fixed number."""
+    """Final detections of an image, sorted by descending score, padded to a fixed number."""
 
     boxes: Float[AnyArray, "*B D 4"]
     """xyxy px in the original image's frame."""

@@ -9,10 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atss_jax.assigners import ASSIGNERS, assign_atss, atss, iou_thresholds, select_candidates
+from atss_jax.assigners import (
+    ASSIGNERS,
+    align_tasks,
+    assign_atss,
+    assign_task_aligned,
+    atss,
+    iou_thresholds,
+    select_candidates,
+)
+from atss_jax.assigners.config import AssignerConfig
+from atss_jax.assigners.registry import make_assigner, needs_predictions
 from atss_jax.assigners.spatial_scale import SCALE_RANGES
 from atss_jax.geometry.anchors import AnchorGrid
-from atss_jax.structures import GroundTruth
+from atss_jax.structures import GroundTruth, Predictions
 from tests.oracles import assigners as oracle
 from tests.scenes import ground_truth, random_boxes, stack
 
@@ -229,3 +239,98 @@ def test_bad_arguments_name_the_value():
         ASSIGNERS["top_k_iou"](grid, size, gt, candidates=0)
     with pytest.raises(ValueError, match="scale_ranges"):
         ASSIGNERS["spatial_scale"](grid, size, gt, scale_ranges=((0.0, 1.0),))
+
+
+def random_predictions(rng, grid, num_classes=4):
+    """Boxes around the anchors; some scores are 0."""
+    anchors = grid.boxes()
+    sides = np.tile(anchors[:, 2:] - anchors[:, :2], 2)
+    boxes = anchors + rng.normal(0, 0.15, anchors.shape) * sides
+    scores = rng.uniform(0, 1, (len(anchors), num_classes)) ** 3
+    scores[rng.random(scores.shape) < 0.1] = 0
+    return Predictions(jnp.asarray(scores, jnp.float32), jnp.asarray(boxes, jnp.float32))
+
+
+@pytest.mark.parametrize("top_k, alpha, beta", [(13, 1.0, 6.0), (4, 0.5, 2.0)])
+def test_task_aligned_equals_the_loop(top_k, alpha, beta):
+    rng = np.random.default_rng(top_k)
+    grid, words = AnchorGrid((96, 160)), {"top_k": top_k, "alpha": alpha, "beta": beta}
+    sizes, boxes, gt = random_scenes(rng, grid, 12)
+    gt = gt._replace(labels=jnp.asarray(rng.integers(0, 4, gt.labels.shape), gt.labels.dtype))
+    many = [random_predictions(rng, grid) for _ in boxes]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *many)
+    align = jax.jit(jax.vmap(functools.partial(align_tasks, grid, **words)))
+    found = jax.device_get(align(sizes, gt, stacked))
+    total = 0
+    for i, own_boxes in enumerate(boxes):
+        own = np.asarray(grid.own_mask(sizes[i]))
+        labels = np.asarray(gt.labels[i])
+        kept = np.asarray(gt.boxes[i])[: len(own_boxes)]
+        gt_index, label, metric = oracle.task_aligned(
+            grid.boxes(), own, kept, labels, many[i].scores, np.asarray(many[i].boxes), **words
+        )
+        got = jax.tree.map(lambda x, i=i: x[i], found)
+        assert_equals_oracle(got.assignment, (gt_index, label), f"scene {i}")
+        np.testing.assert_allclose(got.metric, metric, rtol=1e-4, atol=1e-9)
+        total += (label == 1).sum()
+    assert total > 12  # about one positive per object and more: random boxes seldom overlap well
+
+
+def test_task_aligned_equals_mmdetection(shared):
+    """All settings of all files; values were computed in float64 there."""
+    total = 0
+    for path in sorted((shared / "golden" / "beyond").glob("tal_*.npz")):
+        golden = np.load(path)
+        size = golden["image_hw"]
+        grid = AnchorGrid((int(-(-size[0] // 32) * 32), int(-(-size[1] // 32) * 32)))
+        np.testing.assert_array_equal(grid.boxes(), golden["priors"])
+        gt = ground_truth(golden["gt_boxes"], 32)
+        count = len(golden["gt_labels"])
+        gt = gt._replace(
+            labels=jnp.asarray(np.pad(golden["gt_labels"], (0, 32 - count)), jnp.int32)
+        )
+        predictions = Predictions(jnp.asarray(golden["scores"]), jnp.asarray(golden["decoded"]))
+        for words in {key.split("/")[0] for key in golden.files if "/" in key}:
+            top_k, alpha, beta = (float(word.lstrip("topkalhbe")) for word in words.split("_"))
+            found = align_tasks(
+                grid, jnp.asarray(size, jnp.int32), gt, predictions,
+                top_k=int(top_k), alpha=alpha, beta=beta,
+            )  # fmt: skip
+            owner = golden[f"{words}/gt_inds"]
+            positive = owner > 0
+            np.testing.assert_array_equal(found.assignment.is_positive, positive, f"{path} {words}")
+            np.testing.assert_array_equal(found.assignment.gt_index[positive] + 1, owner[positive])
+            np.testing.assert_allclose(
+                found.metric[positive], golden[f"{words}/assign_metrics"][positive], rtol=1e-4
+            )
+            np.testing.assert_allclose(
+                found.iou[positive], golden[f"{words}/max_overlaps"][positive], rtol=1e-4
+            )
+            total += positive.sum()
+    assert total > 100
+
+
+def test_task_aligned_of_padding_and_bad_predictions():
+    grid, size = AnchorGrid((64, 64)), jnp.array([64, 64])
+    predictions = random_predictions(np.random.default_rng(0), grid)
+    padding = GroundTruth(jnp.full((2, 4), jnp.nan), jnp.full(2, 99), jnp.zeros(2, bool))
+    assert not assign_task_aligned(grid, size, padding, predictions).is_positive.any()
+    gt = ground_truth(np.array([[8.0, 8.0, 50.0, 50.0]]), 2)
+    broken = predictions._replace(scores=predictions.scores * jnp.nan)
+    assert not assign_task_aligned(grid, size, gt, broken).is_positive.any()
+    with pytest.raises(ValueError, match="top_k=0"):
+        assign_task_aligned(grid, size, gt, predictions, top_k=0)
+
+
+def test_only_task_aligned_needs_predictions():
+    assert not any(needs_predictions(assign) for assign in ASSIGNERS.values())
+    config = AssignerConfig(name="task_aligned", alignment_top_k=1)
+    assign = make_assigner(config)
+    assert needs_predictions(assign)
+    grid = AnchorGrid((64, 64))
+    gt = ground_truth(np.array([[8.0, 8.0, 50.0, 50.0]]), 2)
+    predictions = Predictions(
+        jnp.full((grid.num_anchors, 30), 0.5), jnp.asarray(grid.boxes(), jnp.float32)
+    )
+    found = assign(grid, jnp.array([64, 64]), gt, predictions)
+    assert int(found.is_positive.sum()) == 1

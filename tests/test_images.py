@@ -6,7 +6,7 @@ import pytest
 
 from atss_jax.data import images
 from atss_jax.data.images import (
-    Augmentation,
+    Placement,
     move_boxes,
     official_resized_size,
     resized_size,
@@ -72,7 +72,7 @@ def measured_box(content: np.ndarray) -> list[float]:
     return [x1, y1, x2, y2]
 
 
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("flip", [(False, False), (False, True), (True, False), (True, True)])
 @pytest.mark.parametrize("factor", [1.0, 0.6, 1.7])
 @pytest.mark.parametrize("crop", CROPS)
 def test_boxes_follow_the_pixels(flip, factor, crop):
@@ -80,8 +80,12 @@ def test_boxes_follow_the_pixels(flip, factor, crop):
     box = (22, 14, 47, 33)
     image = draw_box(48, 64, box)
     row = np.full((128, 160, 3), 77, np.uint8)
-    placement = write_row(row, image, (96, 128), Augmentation(flip=flip, factor=factor, crop=crop))
-    boxes, keep = move_boxes(np.array([box], np.float32), 64, placement, flip)
+    placement = Placement.whole((96, 128))
+    for axis in range(2):
+        placement = placement.mirrored(axis) if flip[axis] else placement
+    placement = placement.rescaled(factor).cropped((96, 128), crop)
+    write_row(row, image, placement)
+    boxes, keep = move_boxes(np.array([box], np.float32), (48, 64), placement)
     height, width = placement.size
     assert (row[height:] == 0).all() and (row[:, width:] == 0).all()
     assert (row[:height, :width] > 0).all()
@@ -92,27 +96,40 @@ def test_boxes_follow_the_pixels(flip, factor, crop):
 
 
 def test_flipping_twice_is_nothing():
-    box = np.array([[3.0, 4.0, 20.5, 30.25]], np.float32)
-    placement = images.Placement((48, 64), (1.0, 1.0), (0, 0))
-    once, _ = move_boxes(box, 64, placement, True)
-    twice, _ = move_boxes(once, 64, placement, True)
+    box = np.array([[3.0, 4.0, 20.5, 30.25]])
+    mirrored = Placement.whole((48, 64)).mirrored(1)
+    once, _ = move_boxes(box, (48, 64), mirrored)
+    twice, _ = move_boxes(once, (48, 64), mirrored)
     np.testing.assert_array_equal(twice, box)
     np.testing.assert_array_equal(once, [[43.5, 4.0, 61.0, 30.25]])
+    cropped = Placement.whole((48, 64)).cropped((20, 30), (0.2, 0.7))
+    assert cropped.mirrored(0).mirrored(0) == cropped
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_crop_then_a_flip_is_the_mirrored_crop(axis):
+    image = np.random.default_rng(0).integers(0, 256, (37, 61, 3), np.uint8)
+    cropped = Placement.whole((37, 61)).cropped((20, 30), (0.2, 0.7))
+    plain, mirrored = np.empty((2, 20, 30, 3), np.uint8)
+    write_row(plain, image, cropped)
+    write_row(mirrored, image, cropped.mirrored(axis))
+    np.testing.assert_array_equal(mirrored, np.flip(plain, axis))
 
 
 def test_plain_row_is_opencv_resize():
     image = np.random.default_rng(0).integers(0, 256, (37, 61, 3), np.uint8)
     row = np.empty((96, 160, 3), np.uint8)
-    placement = write_row(row, image, (80, 131), Augmentation())
+    placement = Placement.whole((80, 131))
+    write_row(row, image, placement)
     expected = cv2.resize(image, (131, 80), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_array_equal(row[:80, :131], expected)
-    assert placement == ((80, 131), (80 / 37, 131 / 61), (0, 0))
+    assert placement.scale(image.shape) == (80 / 37, 131 / 61)
 
 
 def test_crops_drop_boxes_that_are_hardly_visible():
-    placement = images.Placement((50, 60), (1.0, 1.0), (0, 40))
+    placement = Placement((50, 60), full=(50, 200), size=(50, 60), offset=(0, 40))
     boxes = np.array([[0, 0, 50, 10], [0, 0, 80, 10], [45, 5, 70, 20], [0, 0, 30, 30]], np.float32)
-    moved, keep = move_boxes(boxes, 200, placement, False)
+    moved, keep = move_boxes(boxes, (50, 200), placement)
     assert keep.tolist() == [False, True, True, False]  # 20 %, 50 %, all, nothing visible
     np.testing.assert_array_equal(moved[1], [0, 0, 40, 10])
 

@@ -13,6 +13,7 @@ from atss_jax.assigners import assign_atss
 from atss_jax.geometry import boxes as box_ops
 from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.structures import GroundTruth, HeadOutputs, Targets
+from atss_jax.training import box_losses
 from atss_jax.training import losses as losses_lib
 from atss_jax.training.losses import detection_losses
 from atss_jax.training.targets import assign_targets
@@ -125,7 +126,7 @@ def test_micro_batches_add_up(normalizer):
     outputs, targets = random_case(3, batch=4)
     settings = {"normalizer": normalizer}
     whole = jitted(outputs, targets, **settings)
-    norms = losses_lib.normalizers(targets)
+    norms = losses_lib.count_normalizers(targets)
     parts = []
     for start in (0, 2):
         piece = jax.tree.map(lambda x, s=start: x[s : s + 2], (outputs, targets))
@@ -146,8 +147,8 @@ def test_no_centerness_branch():
 
 def test_words_are_checked():
     outputs, targets = random_case(5)
-    with pytest.raises(ValueError, match="box_loss='diou'"):
-        jitted(outputs, targets, box_loss="diou")
+    with pytest.raises(ValueError, match="box_loss='eiou'"):
+        jitted(outputs, targets, box_loss="eiou")
     with pytest.raises(ValueError, match="fcos_giou"):
         jitted(outputs, targets, box_loss="fcos_giou")
     with pytest.raises(ValueError, match="normalizer='mean'"):
@@ -219,14 +220,14 @@ def test_elementwise_others():
     golden = np.load(GOLDEN / "losses_elementwise.npz")
     pair = jnp.asarray(golden["fcos_ltrb_pred"]), jnp.asarray(golden["fcos_ltrb_target"])
     for kind in ("iou", "giou"):
-        loss = losses_lib.fcos_iou_loss(*pair, kind=kind)
+        loss = box_losses.fcos_iou_loss(*pair, kind=kind)
         np.testing.assert_allclose(loss, golden[f"fcos_{kind}_loss"], rtol=1e-4, atol=1e-6)
     entropy = optax.losses.sigmoid_binary_cross_entropy(
         jnp.asarray(golden["ctr_logits"]), golden["ctr_targets"]
     )
     np.testing.assert_allclose(entropy, golden["ctr_bce"], rtol=1e-4, atol=1e-6)
     difference = jnp.asarray(golden["sl1_a"] - golden["sl1_b"])
-    total = jnp.sum(losses_lib.smooth_l1(difference, beta=float(golden["sl1_beta"])))
+    total = jnp.sum(box_losses.smooth_l1(difference, beta=float(golden["sl1_beta"])))
     np.testing.assert_allclose(total, golden["sl1_sum"], rtol=1e-5)
 
 
@@ -314,3 +315,58 @@ def test_head_losses_equal_official(shared, case):
         )
         np.testing.assert_array_equal(ours, golden["labels"])
         assert losses.num_positives == golden["num_pos"]
+
+
+@pytest.mark.parametrize("name", ["giou", "diou", "ciou"])
+def test_iou_losses_equal_mmdetection(shared, name):
+    """Values and gradients, in float64 there; the first five pairs are identical boxes."""
+    golden = np.load(shared / "golden" / "beyond" / "losses_beyond.npz")
+    similarity = getattr(box_ops, f"paired_{name}")
+    target, cotangent = jnp.asarray(golden["box/target"]), golden[f"box/{name}/cotangent"]
+    loss, pull_back = jax.vjp(lambda b: 1 - similarity(b, target), jnp.asarray(golden["box/pred"]))
+    np.testing.assert_allclose(loss, golden[f"box/{name}/loss"], rtol=1e-5, atol=1e-5)
+    relative_close(pull_back(jnp.asarray(cotangent, jnp.float32))[0], golden[f"box/{name}/grad"])
+
+
+@pytest.mark.parametrize("name", ["diou", "ciou"])
+def test_diou_and_ciou_by_hand(name):
+    rng = np.random.default_rng(7)
+    corners = rng.uniform(0, 50, (2, 40, 2))
+    boxes, others = np.concatenate([corners, corners + rng.uniform(5, 60, (2, 40, 2))], -1)
+    others[::2] = boxes[::2] + rng.uniform(-2, 2, (20, 4))  # overlaps above one half
+    expected = []
+    for (x1, y1, x2, y2), (u1, v1, u2, v2) in zip(boxes, others, strict=True):
+        shared = max(0, min(x2, u2) - max(x1, u1)) * max(0, min(y2, v2) - max(y1, v1))
+        iou = shared / ((x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - shared)
+        diagonal = (max(x2, u2) - min(x1, u1)) ** 2 + (max(y2, v2) - min(y1, v1)) ** 2
+        distance = ((x1 + x2 - u1 - u2) / 2) ** 2 + ((y1 + y2 - v1 - v2) / 2) ** 2
+        value = iou - distance / diagonal
+        if name == "ciou" and iou > 0.5:
+            angle = np.arctan((u2 - u1) / (v2 - v1)) - np.arctan((x2 - x1) / (y2 - y1))
+            v = 4 / np.pi**2 * angle**2
+            value -= v / (1 - iou + v) * v
+        expected.append(value)
+    got = getattr(box_ops, f"paired_{name}")(jnp.asarray(boxes), jnp.asarray(others))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("regression", ["box", "point"])
+@pytest.mark.parametrize("name", ["diou", "ciou"])
+def test_diou_and_ciou_train_both_kinds_of_regression(regression, name):
+    outputs, targets = random_case(6)
+    plain = jitted(outputs, targets, regression=regression)
+    gradients = jax.grad(lambda o: jitted(o, targets, regression=regression, box_loss=name).box)(
+        outputs
+    )
+    losses = jitted(outputs, targets, regression=regression, box_loss=name)
+    assert losses.box > 0 and losses.box != plain.box and losses.cls == plain.cls
+    values = flat(gradients.box_regression, 2, 4)
+    assert np.isfinite(values).all() and np.any(values[np.asarray(targets.is_positive)])
+
+
+@pytest.mark.parametrize("name", ["diou", "ciou"])
+def test_gradients_of_flat_and_equal_boxes_are_finite(name):
+    boxes = jnp.array([[1.0, 1, 1, 1], [5, 5, 2, 9], [1, 1, 7, 7], [1, 1, 9, 1]])
+    target = jnp.array([[1.0, 1, 1, 1], [2, 2, 8, 8], [1, 1, 7, 7], [20, 20, 30, 25]])
+    similarity = getattr(box_ops, f"paired_{name}")
+    assert np.isfinite(jax.grad(lambda b: similarity(b, target).sum())(boxes)).all()

@@ -25,15 +25,18 @@ if TYPE_CHECKING:
     from atss_jax.assigners.max_iou import assign_max_iou
     from atss_jax.assigners.registry import ASSIGNERS
     from atss_jax.assigners.spatial_scale import assign_spatial_scale
+    from atss_jax.assigners.task_aligned import align_tasks, assign_task_aligned
     from atss_jax.assigners.top_k_iou import assign_top_k_iou
 
 _MODULES = {
     "ASSIGNERS": "registry",
     "CandidateStatistics": "atss",
     "Candidates": "atss",
+    "align_tasks": "task_aligned",
     "assign_atss": "atss",
     "assign_max_iou": "max_iou",
     "assign_spatial_scale": "spatial_scale",
+    "assign_task_aligned": "task_aligned",
     "assign_top_k_iou": "top_k_iou",
     "iou_thresholds": "atss",
     "resolve_positives": "atss",
@@ -45,9 +48,11 @@ __all__ = [
     "ASSIGNERS",
     "CandidateStatistics",
     "Candidates",
+    "align_tasks",
     "assign_atss",
     "assign_max_iou",
     "assign_spatial_scale",
+    "assign_task_aligned",
     "assign_top_k_iou",
     "iou_thresholds",
     "resolve_positives",

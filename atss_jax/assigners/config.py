@@ -10,8 +10,9 @@ from atss_jax.config import ConfigGroup, Range
 class AssignerConfig(ConfigGroup, name="assigner"):
     """The assigner and its hyper-parameters; each field names the assigners that read it."""
 
-    name: Literal["atss", "max_iou", "spatial_scale", "top_k_iou"] = "atss"
-    """atss; max_iou (RetinaNet); spatial_scale (FCOS, with centre sampling); top_k_iou."""
+    name: Literal["atss", "max_iou", "spatial_scale", "top_k_iou", "task_aligned"] = "atss"
+    """atss; max_iou (RetinaNet); spatial_scale (FCOS, with centre sampling); top_k_iou;
+    task_aligned (TOOD: by the predictions)."""
     candidates_per_level: Annotated[int, Range(1)] = 9
     """atss: candidates per object and level, the paper's k (Table 4)."""
     num_candidates: Annotated[int, Range(1)] = 9
@@ -25,3 +26,9 @@ class AssignerConfig(ConfigGroup, name="assigner"):
     positives_in_box: bool = True
     """max_iou: anchors whose centre lies outside their object are not positives (paper Table 1,
     "In GT Box")."""
+    alignment_top_k: Annotated[int, Range(1)] = 13
+    """task_aligned: candidates per object over all levels."""
+    alignment_alpha: Annotated[float, Range(0)] = 1.0
+    """task_aligned: exponent of the class probability."""
+    alignment_beta: Annotated[float, Range(0)] = 6.0
+    """task_aligned: exponent of the IoU of the predicted box."""

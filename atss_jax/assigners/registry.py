@@ -1,12 +1,14 @@
 """Names of assigners in a recipe."""
 
 import functools
+import inspect
 from collections.abc import Callable
 
 from atss_jax.assigners.atss import assign_atss
 from atss_jax.assigners.config import AssignerConfig
 from atss_jax.assigners.max_iou import assign_max_iou
 from atss_jax.assigners.spatial_scale import assign_spatial_scale
+from atss_jax.assigners.task_aligned import assign_task_aligned
 from atss_jax.assigners.top_k_iou import assign_top_k_iou
 
 ASSIGNERS = {
@@ -15,11 +17,22 @@ ASSIGNERS = {
     "spatial_scale": assign_spatial_scale,
     "top_k_iou": assign_top_k_iou,
 }
-"""Name in a recipe -> assigner."""
+"""Name in a recipe -> assigner, of those that look at anchors and ground truth alone.
+
+"task_aligned" also needs predictions, so it does not answer the same call.
+"""
+
+
+def needs_predictions(assign: Callable) -> bool:
+    """Whether an assigner looks at predictions: it then has a parameter `predictions`."""
+    return "predictions" in inspect.signature(assign).parameters
 
 
 def make_assigner(config: AssignerConfig) -> Callable:
-    """The assigner of a recipe with its hyper-parameters: (grid, image_size, gt) -> Assignment."""
+    """The assigner of a recipe with its hyper-parameters: (grid, image_size, gt) -> Assignment.
+
+    Where `needs_predictions`: (grid, image_size, gt, predictions) -> Assignment.
+    """
     match config.name:
         case "atss":
             return functools.partial(assign_atss, candidates_per_level=config.candidates_per_level)
@@ -34,3 +47,10 @@ def make_assigner(config: AssignerConfig) -> Callable:
             )
         case "spatial_scale":
             return functools.partial(assign_spatial_scale, center_radius=config.center_radius)
+        case "task_aligned":
+            return functools.partial(
+                assign_task_aligned,
+                top_k=config.alignment_top_k,
+                alpha=config.alignment_alpha,
+                beta=config.alignment_beta,
+            )

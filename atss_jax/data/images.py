@@ -1,14 +1,15 @@
 """Pixels: resize, flip, crop, jitter, and write into a padded batch.
 
 Everything is uint8 RGB, `[height, width, 3]`. Boxes follow the pixels in continuous coordinates.
-Randomness comes from the plan: nothing here draws. Decoding is in `decoding.py`.
+Nothing here draws: `augment.py` does. Decoding is in `decoding.py`.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from atss_jax.data.decoding import ORIENTATION_TAG as ORIENTATION_TAG
 from atss_jax.data.decoding import decode as decode
@@ -22,28 +23,58 @@ MIN_VISIBLE = 0.25
 _GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
-class Augmentation(NamedTuple):
-    """What the plan drew for one image."""
-
-    flip: bool = False
-    """Mirror left to right."""
-    factor: float = 1.0
-    """Factor on the resized size (large-scale jitter); what sticks out is cropped."""
-    crop: tuple[float, float] = (0.5, 0.5)
-    """(y, x) place of the crop window within its play, in [0, 1)."""
-    color: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Brightness, contrast and saturation factors; 1 changes nothing."""
-
-
 class Placement(NamedTuple):
-    """Where the content of a batch row came from."""
+    """Where the content of a batch row comes from: flips, one resize and one crop, in this order.
 
+    Geometric augmentations compose into one of these, so the pixels are resized once.
+    """
+
+    limit: tuple[int, int]
+    """(h, w) that the content may have at most, px: the size that the plan resizes to."""
+    full: tuple[int, int]
+    """(h, w) of the whole image after resizing, px."""
     size: tuple[int, int]
-    """(h, w) of the content, px."""
-    scale: tuple[float, float]
-    """(y, x) factors, resized = original * scale."""
-    offset: tuple[int, int]
+    """(h, w) of the crop window, px."""
+    offset: tuple[int, int] = (0, 0)
     """(y, x) px of the crop window in the resized image."""
+    flip: tuple[bool, bool] = (False, False)
+    """Whether the image is mirrored, (top to bottom, left to right)."""
+
+    @classmethod
+    def whole(cls, size: tuple[int, int], limit: tuple[int, int] | None = None) -> "Placement":
+        """The whole image, resized to (h, w) px."""
+        return cls(limit or size, size, size)
+
+    def mirrored(self, axis: int) -> "Placement":
+        """The content mirrored along an axis (0: top to bottom, 1: left to right)."""
+        offset, flip = list(self.offset), list(self.flip)
+        offset[axis] = self.full[axis] - self.size[axis] - offset[axis]
+        flip[axis] = not flip[axis]
+        return self._replace(offset=(offset[0], offset[1]), flip=(flip[0], flip[1]))
+
+    def rescaled(self, factor: float) -> "Placement":
+        """The content `factor` times as large, at least a pixel each way."""
+        full, size, offset = [], [], []
+        for axis in range(2):
+            full.append(max(1, round(self.full[axis] * factor)))
+            size.append(min(full[axis], max(1, round(self.size[axis] * factor))))
+            offset.append(min(full[axis] - size[axis], round(self.offset[axis] * factor)))
+        return self._replace(
+            full=(full[0], full[1]), size=(size[0], size[1]), offset=(offset[0], offset[1])
+        )
+
+    def cropped(self, limit: tuple[int, int], place: tuple[float, float]) -> "Placement":
+        """What is larger than `limit` is cropped to it, at a (y, x) place in [0, 1) of its play."""
+        size, offset = [], []
+        for axis in range(2):
+            size.append(min(self.size[axis], limit[axis]))
+            play = self.size[axis] - size[axis]
+            offset.append(self.offset[axis] + int(place[axis] * (play + 1)))
+        return self._replace(size=(size[0], size[1]), offset=(offset[0], offset[1]))
+
+    def scale(self, image_size: tuple[int, ...]) -> tuple[float, float]:
+        """(y, x) factors, resized = original * scale, of an original of (h, w, ...) px."""
+        return self.full[0] / image_size[0], self.full[1] / image_size[1]
 
 
 def resized_size(size: tuple[int, int], short_side: int, max_long_side: int) -> tuple[int, int]:
@@ -51,7 +82,8 @@ def resized_size(size: tuple[int, int], short_side: int, max_long_side: int) -> 
 
     The official arithmetic rounds the short side up for about a tenth of all aspect ratios, and its
     long side then exceeds `max_long_side` by a few px (1333 becomes 1334; 320 becomes 321 at
-    240/320): such an image would fit no bucket of that limit. The short side stays official.
+    240/320): such an image would fit no bucket of that limit. The short side stays the official
+    one.
 
     Args:
       size: (h, w) of the original, px.
@@ -92,39 +124,31 @@ def official_resized_size(
 def write_row(
     row: UInt8[np.ndarray, "H W 3"],
     image: UInt8[np.ndarray, "h w 3"],
-    target: tuple[int, int],
-    augmentation: Augmentation,
-) -> Placement:
-    """Resizes, flips, crops and jitters an image straight into its row of a batch, padding 0.
+    placement: Placement,
+    colors: Sequence[tuple[float, float, float]] = (),
+) -> None:
+    """Flips, resizes, crops and jitters an image straight into its row of a batch, padding 0.
 
     Args:
       row: what to fill, uninitialised.
       image: the decoded original.
-      target: (h, w) of `resized_size`, at most the row's shape; a crop is never larger.
-      augmentation: draws of the plan.
-
-    Returns:
-      Where the pixels came from, for `move_boxes`.
+      placement: where its content goes; `placement.size` is at most the row's shape.
+      colors: brightness, contrast and saturation factors for `jitter_color`, in order.
     """
-    factor, place = augmentation.factor, augmentation.crop
-    full = (max(1, round(target[0] * factor)), max(1, round(target[1] * factor)))
-    size = (min(full[0], target[0]), min(full[1], target[1]))
-    play = (full[0] - size[0], full[1] - size[1])
-    offset = (int(place[0] * (play[0] + 1)), int(place[1] * (play[1] + 1)))
-    scale = (full[0] / image.shape[0], full[1] / image.shape[1])
+    full, size, (top, left) = placement.full, placement.size, placement.offset
     content = row[: size[0], : size[1]]
-    if augmentation.flip:
-        image = cv2.flip(image, 1)  # before resizing up: fewer pixels
+    if any(placement.flip):  # before resizing up: fewer pixels
+        image = cv2.flip(image, {(True, False): 0, (False, True): 1}.get(placement.flip, -1))
     if size == full:
         cv2.resize(image, (full[1], full[0]), dst=content, interpolation=cv2.INTER_LINEAR)
     else:
         resized = cv2.resize(image, (full[1], full[0]), interpolation=cv2.INTER_LINEAR)
-        content[...] = resized[offset[0] : offset[0] + size[0], offset[1] : offset[1] + size[1]]
-    if augmentation.color != (1.0, 1.0, 1.0):
-        content[...] = jitter_color(content, augmentation.color)
+        content[...] = resized[top : top + size[0], left : left + size[1]]
+    for color in colors:
+        if color != (1.0, 1.0, 1.0):
+            content[...] = jitter_color(content, color)
     row[size[0] :] = 0
     row[: size[0], size[1] :] = 0
-    return Placement(size, scale, offset)
 
 
 def jitter_color(
@@ -139,29 +163,36 @@ def jitter_color(
     return cv2.transform(image, affine)
 
 
+def blend(
+    first: UInt8[np.ndarray, "h w 3"], second: UInt8[np.ndarray, "h w 3"], share: float
+) -> UInt8[np.ndarray, "h w 3"]:
+    """`share` of the first image and the rest of the second."""
+    return np.asarray(cv2.addWeighted(first, share, second, 1 - share, 0))
+
+
 def move_boxes(
-    boxes: Float[np.ndarray, "n 4"], width: int, placement: Placement, flip: bool
-) -> tuple[Float[np.ndarray, "n 4"], np.ndarray]:
+    boxes: Float[np.ndarray, "n 4"], image_size: tuple[int, ...], placement: Placement
+) -> tuple[Float[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]:
     """Boxes of the original image in the frame of the row.
 
     Args:
       boxes: xyxy px in the original.
-      width: of the original, px.
-      placement: from `write_row`.
-      flip: whether it mirrored.
+      image_size: (h, w, ...) of the original, px.
+      placement: as given to `write_row`.
 
     Returns:
-      xyxy px clipped to the content, and a mask of those that a crop left visible enough
-      (`MIN_VISIBLE`, and more than a pixel each way where the box was larger than that).
+      float64 xyxy px clipped to the content, and a mask of those of which the crop left at least
+      the share `MIN_VISIBLE`.
     """
     moved = boxes.astype(np.float64)
-    if flip:
-        moved[:, [0, 2]] = width - moved[:, [2, 0]]
-    moved *= np.tile(placement.scale[::-1], 2)
+    for axis, low, high in ((0, 1, 3), (1, 0, 2)):
+        if placement.flip[axis]:
+            moved[:, [low, high]] = image_size[axis] - moved[:, [high, low]]
+    moved *= np.tile(placement.scale(image_size)[::-1], 2)
     moved -= np.tile(placement.offset[::-1], 2)
-    height, content_width = placement.size
-    clipped = moved.clip(0, [content_width, height, content_width, height])
+    height, width = placement.size
+    clipped = moved.clip(0, [width, height, width, height])
     area, visible = (np.prod(b[:, 2:] - b[:, :2], axis=1) for b in (moved, clipped))
     keep = visible >= MIN_VISIBLE * area
     keep &= (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
-    return clipped.astype(np.float32), keep
+    return clipped, keep

@@ -1,10 +1,13 @@
 """Box arithmetic: areas, overlaps, coders. Pure functions over xyxy boxes in continuous pixels.
 
 Functions over two sets say whether they are *pairwise* (all pairs, `[N, M]`) or *paired* (row by
-row). Everything is computed in at least float32. Nothing here knows anchors grids or networks.
+row). Everything is computed in at least float32. Nothing here knows anchor grids or networks.
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
+from jax import lax
 
 from atss_jax.typing import Array, Float
 
@@ -96,6 +99,67 @@ def paired_giou(
     References:
       Rezatofighi et al., Generalized Intersection over Union, CVPR 2019.
     """
+    pair = _compare(boxes1, boxes2, epsilon)
+    hull = pair.hull_sides[..., 0] * pair.hull_sides[..., 1] + epsilon
+    return pair.intersection / pair.union - (hull - pair.union) / hull
+
+
+def paired_diou(
+    boxes1: Float[Array, "*#N 4"], boxes2: Float[Array, "*#N 4"], *, epsilon: float = IOU_EPSILON
+) -> Float[Array, "*#N"]:
+    """Distance IoU of box i with box i, in [-1, 1]; differentiable, finite everywhere.
+
+    IoU - d^2 / c^2, where d is the distance of the centres and c the diagonal of the hull, with
+    `epsilon` px^2 added to the union and to c^2. Inverted boxes count as flat ones.
+
+    References:
+      Zheng et al., Distance-IoU Loss, AAAI 2020, eq. 7.
+    """
+    pair = _compare(boxes1, boxes2, epsilon)
+    diagonal = jnp.sum(jnp.square(pair.hull_sides), axis=-1) + epsilon
+    distance = jnp.sum(jnp.square(box_centers(pair.boxes2) - box_centers(pair.boxes1)), axis=-1)
+    return pair.intersection / pair.union - distance / diagonal
+
+
+def paired_ciou(
+    boxes1: Float[Array, "*#N 4"], boxes2: Float[Array, "*#N 4"], *, epsilon: float = IOU_EPSILON
+) -> Float[Array, "*#N"]:
+    """Complete IoU of box i with box i, in [-1, 1]; differentiable, finite everywhere.
+
+    DIoU - alpha v. v in [0, 1] compares the aspect ratios: 4 / pi^2 times the squared difference of
+    atan(w / h). alpha = v / (1 - IoU + v) carries no gradient and is 0 up to IoU 0.5, so that the
+    overlap comes first. `epsilon` as in `paired_diou`, and px added to heights. The value is
+    limited to [-1, 1].
+
+    References:
+      Zheng et al., Distance-IoU Loss, AAAI 2020, eq. 8-11; alpha below 0.5 as in Zheng et al.,
+      Enhancing Geometric Factors, 2021.
+    """
+    pair = _compare(boxes1, boxes2, epsilon)
+    iou = pair.intersection / pair.union
+    width1, height1 = box_sizes(pair.boxes1)
+    width2, height2 = box_sizes(pair.boxes2)
+    angles = jnp.arctan(width2 / (height2 + epsilon)) - jnp.arctan(width1 / (height1 + epsilon))
+    difference = 4 / jnp.pi**2 * jnp.square(angles)
+    rest = 1 - iou + difference  # 0 in float32 for identical boxes
+    alpha = jnp.where((iou > 0.5) & (rest > 0), difference / jnp.where(rest > 0, rest, 1), 0)
+    diou = paired_diou(boxes1, boxes2, epsilon=epsilon)
+    return jnp.clip(diou - lax.stop_gradient(alpha) * difference, -1, 1)
+
+
+class _Pair(NamedTuple):
+    """Two sets of boxes, row by row, as the losses compare them."""
+
+    boxes1: Float[Array, "*#N 4"]
+    """Inverted boxes made flat: their far edge is moved to the near one."""
+    boxes2: Float[Array, "*#N 4"]
+    intersection: Float[Array, "*#N"]
+    union: Float[Array, "*#N"]
+    """With epsilon added."""
+    hull_sides: Float[Array, "*#N 2"]
+
+
+def _compare(boxes1: Array, boxes2: Array, epsilon: float) -> _Pair:
     boxes1, boxes2 = at_least_float32(boxes1), at_least_float32(boxes2)
     boxes1 = jnp.concatenate(
         [boxes1[..., :2], jnp.maximum(boxes1[..., :2], boxes1[..., 2:])], axis=-1
@@ -105,8 +169,7 @@ def paired_giou(
     hull_sides = jnp.maximum(boxes1[..., 2:], boxes2[..., 2:]) - jnp.minimum(
         boxes1[..., :2], boxes2[..., :2]
     )
-    hull = hull_sides[..., 0] * hull_sides[..., 1] + epsilon
-    return intersection / union - (hull - union) / hull
+    return _Pair(boxes1, boxes2, intersection, union, hull_sides)
 
 
 def points_to_ltrb(

@@ -11,8 +11,9 @@ from atss_jax.errors import UserError
 class LossConfig(ConfigGroup, name="loss"):
     """See `losses.detection_losses`."""
 
-    box_loss: Literal["giou", "iou", "fcos_giou", "smooth_l1"] = "giou"
-    """giou (paper Table 1), iou (-ln IoU), fcos_giou (its form in FCOS), smooth_l1 (beta 0.11)."""
+    box_loss: Literal["giou", "diou", "ciou", "iou", "fcos_giou", "smooth_l1"] = "giou"
+    """giou (paper Table 1), diou, ciou, iou (-ln IoU), fcos_giou (GIoU's form in FCOS), smooth_l1
+    (beta 0.11)."""
     box_loss_weight: Annotated[float, Range(0)] = 2.0
     """Factor on the box loss (official REG_LOSS_WEIGHT)."""
     focal_alpha: Annotated[float, Range(0, 1)] = 0.25

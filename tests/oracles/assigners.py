@@ -117,3 +117,21 @@ def top_k_iou(anchors, own, boxes, *, k, margin=0.01):
         doubt = min(doubt, score[order[k - 1], g] - score[order[k], g])
         claims += [(i, g) for i in best if edge_distances(centers[i], box).min() > margin]
     return *_by_highest_iou(claims, iou, len(anchors), own), doubt
+
+
+def task_aligned(anchors, own, boxes, labels, scores, predicted, *, top_k, alpha, beta):
+    """TOOD Sec. 3.2. Returns also t of each positive; `scores` [A, K], `predicted` boxes [A, 4]."""
+    iou = iou_matrix(predicted, boxes)
+    centers = centers_of(anchors)
+    metric = np.zeros_like(iou)
+    claims = []
+    for g, box in enumerate(boxes):
+        for n in range(len(anchors)):
+            metric[n, g] = own[n] * float(scores[n, labels[g]]) ** alpha * iou[n, g] ** beta
+        for n in np.argsort(-metric[:, g], kind="stable")[:top_k]:
+            if metric[n, g] > 0 and edge_distances(centers[n], box).min() > 0.01:
+                claims.append((n, g))
+    gt_index, label = _by_highest_iou(claims, iou, len(anchors), own)
+    found = [metric[n, g] if is_positive == 1 else 0.0
+             for n, (g, is_positive) in enumerate(zip(gt_index, label, strict=True))]  # fmt: skip
+    return gt_index, label, np.array(found)
