@@ -90,7 +90,7 @@ def test_batch_content(dataset):
     for row, record in enumerate(batch.record_index):
         data = np.frombuffer(dataset.image_bytes(record), np.uint8)
         original = np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR))[..., ::-1]
-        height, width = batch.image_size[row]
+        height, width = (int(side) for side in batch.image_size[row])
         expected = cv2.resize(original, (width, height), interpolation=cv2.INTER_LINEAR)
         np.testing.assert_array_equal(batch.image[row, :height, :width], expected)
         assert not batch.image[row, height:].any() and not batch.image[row, :, width:].any()
