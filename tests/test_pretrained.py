@@ -16,15 +16,16 @@ import pytest
 from safetensors.numpy import save_file
 
 from atss_jax.models import pretrained
-from atss_jax.models.detector import Detector
+from atss_jax.models.config import ModelConfig
+from atss_jax.models.detector import DetectorNetwork
 from atss_jax.models.weight_names import to_flat
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def make_variables(**changes):
-    settings: Any = {"num_classes": 3, "fpn_channels": 32, "head_convs": 1} | changes
-    model = Detector(**settings)
+def make_variables(num_classes=3, **changes):
+    settings: Any = {"fpn_channels": 32, "head_convs": 1} | changes
+    model = DetectorNetwork(ModelConfig(**settings), num_classes)
     shapes = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, 32, 64, 3)), jnp.array([[32, 64]])
     )
