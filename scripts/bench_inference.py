@@ -100,7 +100,8 @@ def jax_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     from atss_jax.evaluation.predict_step import make_predict_step
     from atss_jax.geometry.anchors import AnchorGrid
     from atss_jax.geometry.config import AnchorConfig
-    from atss_jax.models.detector import Detector, normalize_images
+    from atss_jax.models.config import ModelConfig
+    from atss_jax.models.detector import DetectorNetwork, normalize_images
     from atss_jax.models.normalization import Normalization
     from atss_jax.structures import HeadOutputs
 
@@ -135,7 +136,7 @@ def jax_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append({**row, "above_threshold": above})
     if arguments.no_forward:
         return rows
-    model = Detector(num_classes=arguments.classes, backbone=arguments.backbone)
+    model = DetectorNetwork(ModelConfig(backbone=arguments.backbone), arguments.classes)
     variables = jax.jit(model.init)(
         jax.random.key(0), jnp.zeros((1, 64, 96, 3)), jnp.array([[64, 96]])
     )

@@ -7,7 +7,8 @@ import numpy as np
 from etils import epath
 
 from atss_jax.configs import coco_json
-from atss_jax.run import build, recipe_io, workdir_files
+from atss_jax.models.detector import DetectorNetwork, init_variables
+from atss_jax.run import recipe_io, workdir_files
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime.checkpoint import Checkpointer
 
@@ -33,8 +34,8 @@ def make_config(**fields) -> Recipe:
 
 def make_variables(config: Recipe):
     """Random weights, louder than a fresh network's so that images differ."""
-    model = build.make_model(config, len(CLASS_NAMES))
-    variables = jax.device_get(jax.jit(lambda: build.init_variables(config, model, 3))())
+    model = DetectorNetwork(config.model, len(CLASS_NAMES), config.anchors.num_per_location)
+    variables = jax.device_get(jax.jit(lambda: init_variables(model, config.data.buckets[0], 3))())
 
     def louder(path, leaf):
         rng = np.random.default_rng(len(jax.tree_util.keystr(path)))

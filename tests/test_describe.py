@@ -3,20 +3,22 @@
 import jax
 import jax.numpy as jnp
 
-from atss_jax.models.detector import Detector, frozen_mask
+from atss_jax.models.config import ModelConfig
+from atss_jax.models.detector import DetectorNetwork, frozen_mask
 from atss_jax.run.describe import count_macs, count_parameters
 
 
 def test_paper_network():
     """ATSS R-50 at 800x1344: 32 M parameters, 215 GMAC within 3 %."""
-    model = Detector(num_classes=80, frozen_stages=2)
+    config = ModelConfig(frozen_stages=2)
+    model = DetectorNetwork(config, num_classes=80)
     images = jax.ShapeDtypeStruct((1, 800, 1344, 3), jnp.float32)
     sizes = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images, sizes)
-    frozen = frozen_mask(variables["params"], frozen_stages=2)
-    counts = count_parameters(variables["params"], frozen)
+    frozen = frozen_mask(variables["params"], config)
+    counts = count_parameters(variables["params"], frozen, config)
     assert sum(total for total, _ in counts.values()) == 32_244_250
-    assert counts["backbone/layer1"] == (212_992, 212_992)
+    assert counts["backbone/C2"] == (212_992, 212_992)
     assert counts["backbone/stem"] == (9_408, 9_408)
     assert sum(fixed for _, fixed in counts.values()) == 222_400
     macs = count_macs(jax.make_jaxpr(model.apply)(variables, images, sizes).jaxpr)

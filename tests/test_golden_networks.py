@@ -2,28 +2,33 @@
 
 import functools
 import zlib
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax.traverse_util import unflatten_dict
 
 from atss_jax.assigners import ASSIGNERS
 from atss_jax.evaluation.postprocess import postprocess_batch
 from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.models import pretrained
+from atss_jax.models.backbones import BACKBONES, make_backbone
+from atss_jax.models.config import ModelConfig
 from atss_jax.models.deform_conv import deform_conv
-from atss_jax.models.detector import Detector
-from atss_jax.models.resnet import ResNet
+from atss_jax.models.detector import DetectorNetwork
+from atss_jax.models.resnet import ResNet, parse_name
 from atss_jax.structures import GroundTruth
 from atss_jax.training.losses import detection_losses
 from atss_jax.training.targets import assign_targets
 
-TINY = {"num_classes": 10, "stem_channels": 8, "width": 1 / 16}
-VARIANTS = {
+TINY = {"stem_channels": 8, "width": 1 / 16}
+VARIANTS: dict[str, dict[str, Any]] = {
     "r50": {"flavour": "msra", "fpn_channels": 64},
-    "x50_stride3x3": {"backbone": "resnext50_4x32d", "fpn_channels": 32},
+    "x50_stride3x3": {"backbone": "resnext101_64x4d", "fpn_channels": 32},
     "r50_point_c5": {
         "flavour": "msra",
         "fpn_channels": 32,
@@ -37,7 +42,7 @@ VARIANTS = {
         "head_dcn": True,
     },
     "x50_dcn": {
-        "backbone": "resnext50_4x32d",
+        "backbone": "resnext101_64x4d",
         "fpn_channels": 32,
         "dcn_stages": (4, 5),
         "head_dcn": True,
@@ -70,10 +75,17 @@ def official_ground_truth(golden, slots=16):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_forward_equals_official(shared, variant):
+def test_forward_equals_official(shared, variant, monkeypatch):
     golden = np.load(shared / "golden" / f"forward_{variant}.npz")
     settings = TINY | VARIANTS[variant]
-    model = Detector(**settings)
+    if variant.startswith("x50"):  # ResNeXt-50 with 4 groups of 32: no recipe has it
+        make = functools.partial(ResNet, architecture=parse_name("resnext50_4x32d"))
+        monkeypatch.setitem(
+            BACKBONES,
+            "resnext101_64x4d",
+            lambda config, dtype: make(config, dtype=dtype, name="backbone"),
+        )
+    model = DetectorNetwork(ModelConfig(**settings), num_classes=10)
     images = jnp.asarray(golden["images"].transpose(0, 2, 3, 1))
     shape = (images.shape[1], images.shape[2])
     # The official network sees the whole padded batch as image.
@@ -192,8 +204,11 @@ CASES = [
 def test_backbone_equals_torchvision(shared, name, size):
     golden = np.load(shared / "golden" / "torchvision" / "resnet_features.npz")
     key = f"{name}/{size}"
-    architecture = name.removesuffix("_stride_in_1x1")
-    model = ResNet(name_of=architecture, flavour="msra" if name.endswith("1x1") else "torchvision")
+    architecture: Any = name.removesuffix("_stride_in_1x1")
+    config = ModelConfig(
+        backbone=architecture, flavour="msra" if name.endswith("1x1") else "torchvision"
+    )
+    model = make_backbone(config)
     n, h, w = (int(v) for v in size.split("x"))
     x = np.random.default_rng(1000 + h).normal(0.0, 1.0, (n, 3, h, w)).astype(np.float32)
     assert zlib.crc32(x.tobytes()) == golden[f"{key}/input_crc32"]
@@ -223,13 +238,69 @@ def test_backbone_equals_torchvision(shared, name, size):
         )
 
 
+def convnext_weight(name, shape):
+    """The tensor of a torch state dict name, by the rule in golden/README.md."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    if len(shape) in (2, 4):
+        return rng.normal(0.0, np.sqrt(1 / np.prod(shape[1:])), shape).astype(np.float32)
+    if name.endswith("layer_scale"):
+        return rng.uniform(0.1, 0.5, shape).astype(np.float32)
+    return rng.normal(1.0 if name.endswith("weight") else 0.0, 0.1, shape).astype(np.float32)
+
+
+def convnext_state():
+    """Shapes of torchvision's convnext_tiny without its classifier, filled by the rule."""
+    shapes = {"features.0.0.weight": (96, 3, 4, 4), "features.0.0.bias": (96,)}
+    shapes |= {"features.0.1.weight": (96,), "features.0.1.bias": (96,)}
+    for stage, (width, depth) in enumerate(zip((96, 192, 384, 768), (3, 3, 9, 3), strict=True)):
+        if stage > 0:
+            down = f"features.{2 * stage}"
+            shapes |= {f"{down}.0.weight": (width // 2,), f"{down}.0.bias": (width // 2,)}
+            shapes |= {f"{down}.1.weight": (width, width // 2, 2, 2), f"{down}.1.bias": (width,)}
+        for i in range(depth):
+            block = f"features.{2 * stage + 1}.{i}"
+            shapes |= {
+                f"{block}.layer_scale": (width, 1, 1),
+                f"{block}.block.0.weight": (width, 1, 7, 7),
+                f"{block}.block.0.bias": (width,),
+                f"{block}.block.2.weight": (width,),
+                f"{block}.block.2.bias": (width,),
+                f"{block}.block.3.weight": (4 * width, width),
+                f"{block}.block.3.bias": (4 * width,),
+                f"{block}.block.5.weight": (width, 4 * width),
+                f"{block}.block.5.bias": (width,),
+            }
+    return {name: convnext_weight(name, shape) for name, shape in shapes.items()}
+
+
+def test_convnext_equals_torchvision():
+    golden = np.load(Path(__file__).parent / "golden" / "convnext_tiny.npz")
+    state, crc = convnext_state(), 0
+    for name in sorted(state):
+        crc = zlib.crc32(state[name].tobytes(), crc)
+    assert crc == golden["weights_crc32"]
+    x = np.random.default_rng(64).normal(0.0, 1.0, (1, 3, 64, 96)).astype(np.float32)
+    assert zlib.crc32(x.tobytes()) == golden["input_crc32"]
+    x = jnp.asarray(x.transpose(0, 2, 3, 1))
+    model = make_backbone(ModelConfig(backbone="convnext_tiny"))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
+    loaded = pretrained.insert(state, {"params": {"backbone": zeros["params"]}})
+    features = jax.jit(model.apply)({"params": loaded["params"]["backbone"]}, x)
+    for n, feature in enumerate(features, start=2):
+        ours = nchw(feature)
+        assert ours.shape == tuple(golden[f"C{n}/shape"])
+        values = ours.ravel()[golden[f"C{n}/index"]]
+        np.testing.assert_allclose(values, golden[f"C{n}/value"], rtol=1e-4, atol=1e-5)
+
+
 def zeros_without_kind(variables):
     """One tree of all leaves under "backbone", whatever collection they are of."""
     merged = {}
     for tree in variables.values():
         for name, array in pretrained.flatten(tree).items():
             merged[name] = array
-    return pretrained.unflatten(merged)
+    return unflatten_dict(merged, sep="/")
 
 
 def deform_cases(shared):

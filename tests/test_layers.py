@@ -29,7 +29,7 @@ def plain(x, kernel, stride):
         (1, 2, 4, 3, 2),
         (1, 1, 4, 3, 1),
         (5, 7, 4, 1, 2),
-        (16, 24, layers.MANY_CHANNELS, 3, 1),  # nine products
+        (16, 24, layers.MIN_CHANNELS_FOR_TAP_PRODUCTS, 3, 1),  # nine products
     ],
 )
 def test_gradients(height, width, channels, size, stride):

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import logging
 import os
 import pickle
 import subprocess
@@ -15,16 +16,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from atss_jax.errors import UserError
 from atss_jax.models import pretrained
-from atss_jax.models.detector import Detector
+from atss_jax.models.config import ModelConfig
+from atss_jax.models.detector import DetectorNetwork
 from atss_jax.models.weight_names import to_flat
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def make_variables(**changes):
-    settings: Any = {"num_classes": 3, "fpn_channels": 32, "head_convs": 1} | changes
-    model = Detector(**settings)
+def make_variables(num_classes=3, **changes):
+    settings: Any = {"fpn_channels": 32, "head_convs": 1} | changes
+    model = DetectorNetwork(ModelConfig(**settings), num_classes)
     shapes = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, 32, 64, 3)), jnp.array([[32, 64]])
     )
@@ -178,6 +181,71 @@ def test_bad_files(tmp_path):
     for path in (foreign, tmp_path / "foreign.npz"):
         with pytest.raises(ValueError, match="not written by atss_jax"):
             pretrained.load_detector(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pkl"])
+@pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
+def test_damaged_files_are_named(tmp_path, suffix, damage):
+    path = tmp_path / f"weights{suffix}"
+    arrays = {"conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}
+    if suffix == ".safetensors":
+        save_file(arrays, path)
+    elif suffix == ".npz":
+        np.savez(path, allow_pickle=False, **arrays)
+    else:
+        path.write_bytes(pickle.dumps(arrays))
+    whole = path.read_bytes()
+    garbage = np.random.default_rng(0).bytes(1000)
+    path.write_bytes({"cut": whole[: len(whole) // 2], "garbage": garbage, "empty": b""}[damage])
+    with pytest.raises(UserError, match=rf"weights{suffix}: cannot be read.*[Cc]opy or download"):
+        pretrained.read_arrays(path)
+
+
+def test_files_of_other_things_are_named(tmp_path):
+    path = tmp_path / "list.pkl"
+    path.write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(UserError, match=r"list\.pkl: holds a list, not arrays by name"):
+        pretrained.read_arrays(path)
+    path.write_bytes(pickle.dumps({"epoch": 3}))
+    with pytest.raises(UserError, match=r"list\.pkl: holds no arrays"):
+        pretrained.read_arrays(path)
+    path = tmp_path / "array.npz"
+    with path.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(UserError, match=r"array\.npz: holds a ndarray"):
+        pretrained.read_arrays(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("conv1.weight", np.nan), ("bn1.bias", np.inf), ("bn1.running_var", -1)]
+)
+def test_numbers_that_are_not_finite_are_refused(field, value):
+    variables = make_variables(backbone="resnet18", width=0.25, stem_channels=16)
+    state = torch_backbone(variables)
+    state[field].flat[0] = value
+    with pytest.raises(UserError, match=r"R-18: . of \d+ arrays hold .*first .*backbone/stem_"):
+        pretrained.insert(state, variables, source="R-18")
+
+
+def test_shapes_that_cannot_be(tmp_path):
+    variables = make_variables(backbone="resnet18", width=0.25, stem_channels=16)
+    state = torch_backbone(variables)
+    with pytest.raises(UserError, match=r"stem_conv/kernel of shape \(3,\)"):
+        pretrained.insert({**state, "conv1.weight": np.zeros(3)}, variables)
+    del state["layer1.0.bn1.running_mean"]
+    with pytest.raises(UserError, match=r"- params/backbone/layer1_0/norm1/scale"):
+        pretrained.insert(state, variables)
+
+
+def test_the_log_says_what_was_taken(caplog):
+    variables = make_variables(backbone="resnet18", width=0.25, stem_channels=16)
+    state = {n: a.astype(np.float16) for n, a in torch_backbone(variables).items()}
+    with caplog.at_level(logging.INFO, logger="atss_jax"):
+        pretrained.insert(state, variables, source="R-18")
+    (text,) = caplog.messages
+    assert text.startswith("R-18: 60 arrays taken (backbone), cast from float16; ")
+    assert " keep their start values (fpn, head)" in text
+    assert "22 of the file not used (bn1.num_batches_tracked, fc.bias, fc.weight, ...)" in text
 
 
 def test_half_width_resnet50(shared):

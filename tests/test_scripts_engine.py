@@ -19,6 +19,7 @@ import plot_run
 from atss_jax.assigners.registry import make_assigner
 from atss_jax.configs import ablations, fcos_r50_fpn_1x, paper_table8, retinanet_r50_fpn_1x
 from atss_jax.geometry.anchors import AnchorGrid, make_grid
+from atss_jax.models.detector import DetectorNetwork, init_variables
 from atss_jax.run import build, recipe_io
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,8 +64,8 @@ def test_networks_of_rows_have_the_heads_they_name(row):
     values["model"].update(backbone="resnet18", flavour="torchvision", width=0.125)
     values["model"].update(fpn_channels=32, head_convs=1)
     config = recipe_io.recipe_from_mapping(values)
-    model = build.make_model(config, num_classes=3)
-    params = jax.eval_shape(lambda: build.init_variables(config, model, 0))["params"]
+    model = DetectorNetwork(config.model, 3, config.anchors.num_per_location)
+    params = jax.eval_shape(lambda: init_variables(model, config.data.buckets[0], 0))["params"]
     paths = jax.tree_util.tree_flatten_with_path(params["head"])[0]
     names = {jax.tree_util.keystr(path) for path, _ in paths}
     assert any("centerness" in name for name in names) == (row.name == "FCOS")

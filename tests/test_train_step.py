@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import AxisType
 
 from atss_jax.data import loader
-from atss_jax.run import build, training_setup
+from atss_jax.models.detector import init_variables
+from atss_jax.run import training_setup
 from atss_jax.runtime import parallel
 from atss_jax.training import train_step
 from tests import tiny
@@ -52,7 +53,7 @@ def run(folder):
             parts = training_setup.set_up(config)
         norm = config.model.backbone_norm
         if norm not in initial:
-            init = jax.jit(lambda: build.init_variables(config, parts.settings.model, 0))
+            init = jax.jit(lambda: init_variables(parts.settings.model, config.data.buckets[0], 0))
             initial[norm] = jax.device_get(init())
         state = train_step.init_state(parts.settings, initial[norm])
         shardings = parallel.state_shardings(state, mesh, fsdp=fsdp)
@@ -134,7 +135,7 @@ def test_nan_weights_skip_the_update_and_keep_everything(folder):
     """A non-finite gradient leaves parameters, optimizer and statistics as they were."""
     config = tiny.make_config(folder)
     parts = training_setup.set_up(config)
-    variables = jax.jit(lambda: build.init_variables(config, parts.settings.model, 0))()
+    variables = jax.jit(lambda: init_variables(parts.settings.model, config.data.buckets[0], 0))()
     state = train_step.init_state(parts.settings, variables)
     metrics_like = train_step.Losses(*(jnp.array(v) for v in (np.nan, 1.0, 1.0, 1.0, 3.0)))
     ones = jax.tree.map(jnp.ones_like, state.params)

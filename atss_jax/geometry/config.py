@@ -20,3 +20,8 @@ class AnchorConfig(ConfigGroup, name="anchors"):
     """Place of the first anchor's centre in strides: 0.5 is the middle of its cell."""
     offset_px: float = 0.0
     """A further shift of all anchors in px; 0.5 for imported official checkpoints."""
+
+    @property
+    def num_per_location(self) -> int:
+        """a: anchors per location."""
+        return self.scales_per_octave * len(self.aspect_ratios)

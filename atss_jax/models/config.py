@@ -4,6 +4,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from atss_jax.config import ConfigGroup, Range
+from atss_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,15 +19,18 @@ class ModelConfig(ConfigGroup, name="model"):
         "resnet152",
         "resnext101_32x8d",
         "resnext101_64x4d",
+        "convnext_tiny",
     ] = "resnet50"
     """Architecture of the backbone."""
     flavour: Literal["torchvision", "msra"] = "msra"
     """ResNets: where a bottleneck has its stride, in the 3x3 (torchvision) or the first 1x1 (msra,
-    the official weights)."""
+    the official weights). ResNeXts have it in the 3x3 in both."""
     backbone_norm: Literal["frozen_bn", "batch_norm", "group_norm"] = "frozen_bn"
     """ResNets: normalisation; batch_norm uses statistics of the global batch."""
     width: Annotated[float, Range(above=0)] = 1.0
-    """Factor on all backbone widths."""
+    """Factor on the widths of all backbone stages."""
+    stem_channels: Annotated[int, Range(1)] = 64
+    """ResNets: channels of the stem, which `width` leaves alone."""
     frozen_stages: Annotated[int, Range(0, 5)] = 2
     """Stages without training: 0 none, 1 the stem, 2 also C2 (the official FREEZE_CONV_BODY_AT)."""
     dcn_stages: tuple[Literal[2, 3, 4, 5], ...] = ()
@@ -48,12 +52,28 @@ class ModelConfig(ConfigGroup, name="model"):
     level_scale: bool = True
     """A learned factor per level on the box regression."""
     centerness: Literal["box", "cls", "none"] = "box"
-    """Tower that carries the centerness branch."""
+    """Tower that carries the centerness branch: box (ATSS), cls (FCOS as first published) or none
+    (RetinaNet)."""
     regression: Literal["box", "point"] = "box"
     """Deltas against the anchor (box), or distances from its centre (point)."""
     point_activation: Literal["relu", "exp"] = "relu"
     """Activation of point regression: relu (normalised by the stride) or exp."""
+    class_prior: Annotated[float, Range(above=0, below=1)] = 0.01
+    """Initial probability of each class (focal loss paper, Sec. 4.1)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the network; parameters, losses and boxes stay float32."""
     remat: Literal["none", "blocks"] = "none"
-    """What the backward pass recomputes instead of keeping: nothing, or residual blocks."""
+    """What the backward pass recomputes instead of keeping: nothing, or the backbone's blocks."""
+
+    def check(self) -> None:
+        """Fields of ResNets keep their defaults under any other backbone."""
+        if self.backbone.startswith("res"):
+            return
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in ("flavour", "backbone_norm", "stem_channels", "dcn_stages"):
+            if getattr(self, name) != defaults[name]:
+                raise UserError(
+                    f"config.model.{name}={getattr(self, name)!r} with config.model.backbone="
+                    f"{self.backbone!r}: only ResNets and ResNeXts have it. Leave it at its "
+                    f"default, {defaults[name]!r}, or choose one of them."
+                )

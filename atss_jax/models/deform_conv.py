@@ -1,8 +1,8 @@
 """Modulated deformable convolution (DCNv2).
 
 Zhu et al. 2019. Each tap of a 3x3 kernel reads its input at a learned place, bilinearly, and
-scales it by a learned mask. Shapes are static: all samples are fetched by one batched gather for
-each of the four neighbours, then multiplied with the kernel in one matrix product.
+scales it by a learned mask. Shapes are static: all samples are fetched by one batched gather per
+neighbour, of which there are four, then multiplied by the kernel in one matrix product.
 """
 
 from typing import Any
@@ -29,8 +29,8 @@ def deform_conv(
     """Modulated deformable convolution; differentiable in all arguments.
 
     Args:
-      x: input map; outside it is zero, and a sample between the last cell and the outside is
-        partly lit.
+      x: input map. It is zero outside: a sample between the last cell and the next one outside
+        has the last cell's bilinear share.
       kernel: HWIO.
       offset: (dy, dx) of each tap, in cells: `2 * D * k * l` channels, ordered by offset group,
         then tap (row by row), then dy before dx. Offset group d moves input channels
@@ -76,8 +76,8 @@ def _bilinear(x: Array, place_y: Array, place_x: Array) -> Array:
     batch, height, width, channels = x.shape
     groups = place_y.shape[3]
     flat = x.reshape(batch, height * width, groups, channels // groups)
-    # A sample that lies a cell or more outside is dark however far it is: bring it near first,
-    # so that the conversion to integers is safe.
+    # A sample that lies a cell or more outside is zero at any distance. Clipping the distance
+    # changes none of them, and keeps the conversion to integers from overflowing.
     place_y = jnp.clip(place_y, -2, height + 1)
     place_x = jnp.clip(place_x, -2, width + 1)
     floor_y, floor_x = jnp.floor(place_y), jnp.floor(place_x)
@@ -114,7 +114,8 @@ class DeformConv(nn.Module):
       use_bias: whether there is a bias.
       kernel_init: initialiser of the main kernel.
       offset_init: initialiser of the offset convolution's kernel.
-      dtype: compute type; offsets and sampling places are float32 at least.
+      dtype: compute type, in which the offsets are predicted too; sampling places and the
+        bilinear shares are float32 at least.
     """
 
     features: int

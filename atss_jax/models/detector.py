@@ -2,7 +2,7 @@
 
 Variables are `{"params": ..., "batch_stats": ...}`. "params" is what an optimizer sees; frozen
 batch norms keep their constants in "batch_stats", where they are saved and converted but never
-trained. Which of the parameters are frozen says `frozen_mask`.
+trained. `frozen_mask` says which of the parameters are frozen.
 """
 
 from typing import Any
@@ -11,123 +11,57 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from atss_jax.errors import UserError
 from atss_jax.geometry import pyramid
+from atss_jax.models.backbone import Masks
+from atss_jax.models.backbones import make_backbone
+from atss_jax.models.config import ModelConfig
 from atss_jax.models.fpn import FeaturePyramid
 from atss_jax.models.head import Head
-from atss_jax.models.layers import NORMS
-from atss_jax.models.resnet import ResNet
 from atss_jax.structures import HeadOutputs
 from atss_jax.typing import AnyArray, Array, Bool, Float, Int, UInt8
 
-CHOICES = {
-    "flavour": ("torchvision", "msra"),
-    "backbone_norm": tuple(NORMS),
-    "p6_from": ("p5", "c5"),
-    "head_norm": ("group_norm", "none"),
-    "centerness": ("box", "cls", "none"),
-    "regression": ("box", "point"),
-    "point_activation": ("relu", "exp"),
-    "remat": ("none", "blocks"),
-}
-"""Allowed values of the fields of `Detector` that are words."""
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+"""Compute types by their words in a recipe."""
 
 
-class Detector(nn.Module):
-    """ResNet, FPN and dense head.
+class DetectorNetwork(nn.Module):
+    """Backbone, FPN and dense head.
 
     Attributes:
+      config: the recipe's fields.
       num_classes: K.
       num_anchors: a, anchors per location.
-      backbone: "resnet18|34|50|101|152", "resnext101_32x8d", "resnext101_64x4d".
-      flavour: "torchvision" or "msra", see `ResNet`.
-      backbone_norm: "frozen_bn", "batch_norm" or "group_norm".
-      width: factor on the backbone's stages.
-      stem_channels: channels of the stem.
-      frozen_stages: see `ResNet`; it only stops gradients, the optimizer needs `frozen_mask` too.
-      dcn_stages: backbone stages (2..5) with deformable convolutions.
-      fpn_channels: width of P3..P7 and of the head.
-      p6_from: "p5" or "c5".
-      relu_before_p7: whether P7 sees relu(P6).
-      head_convs: convolutions of each tower.
-      head_norm: "group_norm" or "none".
-      head_dcn: the last convolution of both towers is deformable.
-      level_scale: a learned factor per level on the box regression.
-      centerness: "box", "cls" or "none".
-      regression: "box" or "point".
-      point_activation: "relu" or "exp".
-      class_prior: initial probability of each class.
-      dtype: compute type, float32 or bfloat16; parameters and outputs are float32.
-      remat: "none", or "blocks" to recompute residual blocks in the backward pass.
+      dtype: compute type, None for the recipe's; float64 where implementations are compared.
     """
 
+    config: ModelConfig
     num_classes: int
     num_anchors: int = 1
-    backbone: str = "resnet50"
-    flavour: str = "torchvision"
-    backbone_norm: str = "frozen_bn"
-    width: float = 1.0
-    stem_channels: int = 64
-    frozen_stages: int = 0
-    dcn_stages: tuple[int, ...] = ()
-    fpn_channels: int = 256
-    p6_from: str = "p5"
-    relu_before_p7: bool = True
-    head_convs: int = 4
-    head_norm: str = "group_norm"
-    head_dcn: bool = False
-    level_scale: bool = True
-    centerness: str = "box"
-    regression: str = "box"
-    point_activation: str = "relu"
-    class_prior: float = 0.01
-    dtype: Any = jnp.float32
-    remat: str = "none"
+    dtype: Any = None
 
     def setup(self):
         """Builds the three parts."""
-        for field, allowed in CHOICES.items():
-            if getattr(self, field) not in allowed:
-                raise ValueError(
-                    f"model.{field}={getattr(self, field)!r}: use one of {', '.join(allowed)}."
-                )
-        if self.regression == "point" and self.num_anchors != 1:
-            raise ValueError(
-                f'regression="point" with {self.num_anchors} anchors per location: a point has '
-                'one box. Use one anchor, or regression="box".'
+        config, dtype = self.config, self.compute_dtype
+        if config.regression == "point" and self.num_anchors != 1:
+            raise UserError(
+                f'config.model.regression="point" with {self.num_anchors} anchors per location: a '
+                'point has one box. Use one anchor, or regression="box".'
             )
-        self.body = ResNet(
-            name_of=self.backbone,
-            flavour=self.flavour,
-            norm=self.backbone_norm,
-            width=self.width,
-            stem_channels=self.stem_channels,
-            frozen_stages=self.frozen_stages,
-            dcn_stages=self.dcn_stages,
-            remat=self.remat,
-            dtype=self.dtype,
-            name="backbone",
-        )
+        self.body = make_backbone(config, dtype)
         self.fpn = FeaturePyramid(
-            channels=self.fpn_channels,
-            p6_from=self.p6_from,
-            relu_before_p7=self.relu_before_p7,
-            dtype=self.dtype,
+            channels=config.fpn_channels,
+            p6_from=config.p6_from,
+            relu_before_p7=config.relu_before_p7,
+            dtype=dtype,
             name="fpn",
         )
-        self.head = Head(
-            num_classes=self.num_classes,
-            num_anchors=self.num_anchors,
-            num_convs=self.head_convs,
-            norm=self.head_norm,
-            deformable=self.head_dcn,
-            level_scale=self.level_scale,
-            centerness=self.centerness,
-            regression=self.regression,
-            point_activation=self.point_activation,
-            class_prior=self.class_prior,
-            dtype=self.dtype,
-            name="head",
-        )
+        self.head = Head(config, self.num_classes, self.num_anchors, dtype, name="head")
+
+    @property
+    def compute_dtype(self) -> Any:
+        """Type of the maps between images and outputs."""
+        return self.dtype or DTYPES[self.config.dtype]
 
     def __call__(
         self, images: Float[Array, "B H W 3"], image_size: Int[Array, "B 2"], *, train: bool = False
@@ -148,25 +82,32 @@ class Detector(nn.Module):
         """(C2..C5, P3..P7, masks of P3..P7)."""
         shape = (images.shape[1], images.shape[2])
         if shape[0] % pyramid.PAD_MULTIPLE or shape[1] % pyramid.PAD_MULTIPLE:
-            raise ValueError(
+            raise UserError(
                 f"images of {shape} px: both sides must be multiples of {pyramid.PAD_MULTIPLE}. "
                 "Pad them."
             )
         body_masks, level_masks = own_masks(shape, image_size)
-        stages = self.body(images.astype(self.dtype), body_masks, train=train)
-        return stages, self.fpn(stages[1:], level_masks), level_masks
+        stages = self.body(images.astype(self.compute_dtype), body_masks, train=train)
+        by_stride = dict(zip(self.body.strides, stages, strict=True))
+        inputs = tuple(by_stride[stride] for stride in (8, 16, 32))
+        return stages, self.fpn(inputs, level_masks), level_masks
 
 
 def own_masks(
     shape: tuple[int, int], image_size: Int[Array, "B 2"]
-) -> tuple[tuple[Bool[Array, "B _h _w"], ...], tuple[Bool[Array, "B _h _w"], ...]]:
-    """Own cells of every map: (strides 2, 4, 8, 16, 32 of the backbone; P3..P7)."""
+) -> tuple[Masks, tuple[Bool[Array, "B _h _w"], ...]]:
+    """Own cells of every map: (of the backbone's by stride 2, 4, 8, 16, 32; of P3..P7).
+
+    Args:
+      shape: (H, W) of the padded images, px.
+      image_size: (h, w) of each image's content, px.
+    """
     heights, widths = image_size[:, 0], image_size[:, 1]
     padded_h, padded_w = pyramid.padded_side(heights), pyramid.padded_side(widths)
-    body = tuple(
-        pyramid.inside_mask((shape[0] >> n, shape[1] >> n), padded_h >> n, padded_w >> n)
-        for n in range(1, 6)  # strides 2, 4, 8, 16, 32
-    )
+    body = {
+        2**n: pyramid.inside_mask((shape[0] >> n, shape[1] >> n), padded_h >> n, padded_w >> n)
+        for n in range(1, 6)
+    }
     sides = zip(pyramid.level_sides(heights), pyramid.level_sides(widths), strict=True)
     levels = tuple(
         pyramid.inside_mask(level_shape, h, w)
@@ -210,25 +151,32 @@ def normalize_images(
     return jnp.where(inside[..., None], pixels, 0).astype(dtype)
 
 
-def is_frozen(path: tuple[str, ...], *, frozen_stages: int) -> bool:
-    """Whether a parameter belongs to the frozen part of the backbone.
+def init_variables(network: DetectorNetwork, image_shape: tuple[int, int], seed: int) -> Any:
+    """Random variables of a network, to be jitted: {"params": ..., "batch_stats": ...}.
 
     Args:
-      path: names from the root of "params" to the array.
-      frozen_stages: 0 none, 1 the stem, 2 also C2 (official and default for imported weights), up
-        to 5.
-
-    >>> is_frozen(("backbone", "layer1_0", "conv1", "kernel"), frozen_stages=2)
-    True
+      network: without variables.
+      image_shape: (H, W) of any padded image, px; the variables do not depend on it.
+      seed: of the random numbers.
     """
-    if path[0] != "backbone":
-        return False
-    stage = 1 if path[1].startswith("stem") else int(path[1][len("layer")]) + 1
-    return stage <= frozen_stages
+    images = jnp.zeros((1, *image_shape, 3), jnp.float32)
+    return network.init(jax.random.key(seed), images, jnp.array([image_shape], jnp.int32))
 
 
-def frozen_mask(params: Any, *, frozen_stages: int) -> Any:
-    """Tree of bool like `params`: True for the parameters that are not trained."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: is_frozen(tuple(k.key for k in path), frozen_stages=frozen_stages), params
-    )
+def frozen_mask(params: Any, config: ModelConfig) -> Any:
+    """Tree of bool like `params`: True for the parameters that are not trained.
+
+    They are those of the backbone's first `config.frozen_stages` stages; the network itself only
+    stops their gradients, so an optimizer with weight decay needs this mask too.
+
+    Args:
+      params: of a `DetectorNetwork`, arrays or shapes.
+      config: of the network.
+    """
+    stage_of = make_backbone(config).stage_of
+
+    def is_frozen(path: tuple[Any, ...], _: Any) -> bool:
+        part, *names = (key.key for key in path)
+        return part == "backbone" and stage_of(tuple(names)) <= config.frozen_stages
+
+    return jax.tree_util.tree_map_with_path(is_frozen, params)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from atss_jax.models import layers
+from atss_jax.models.config import ModelConfig
 from atss_jax.models.deform_conv import DeformConv
 from atss_jax.structures import HeadOutputs
 from atss_jax.typing import Array, Bool, Float
@@ -26,17 +27,11 @@ class Tower(nn.Module):
     """3x3 convolutions, each with GroupNorm (or none) and ReLU, shared by all levels.
 
     Attributes:
-      channels: width.
-      num_convs: how many.
-      norm: "group_norm" or "none".
-      deformable: the last convolution is deformable.
+      config: the recipe's fields.
       dtype: compute type.
     """
 
-    channels: int
-    num_convs: int
-    norm: str
-    deformable: bool
+    config: ModelConfig
     dtype: Any
 
     @nn.compact
@@ -46,23 +41,22 @@ class Tower(nn.Module):
         masks: tuple[Bool[Array, "B _h _w"] | None, ...],
     ) -> tuple[Float[Array, "B _h _w C"], ...]:
         """The tower's output at each level, zero outside the own cells."""
-        for i in range(self.num_convs):
-            if self.deformable and i == self.num_convs - 1:
+        channels = features[0].shape[-1]
+        for i in range(self.config.head_convs):
+            if self.config.head_dcn and i == self.config.head_convs - 1:
                 # The official loop over the head's convolutions misses the deformable kernel: it
                 # keeps PyTorch's own initialisation, U(-1/sqrt(fan_in), +).
                 conv = DeformConv(
-                    self.channels,
+                    channels,
                     kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
                     offset_init=NORMAL,
                     dtype=self.dtype,
                     name=f"conv{i}",
                 )
             else:
-                conv = layers.Conv(
-                    self.channels, kernel_init=NORMAL, dtype=self.dtype, name=f"conv{i}"
-                )
+                conv = layers.Conv(channels, kernel_init=NORMAL, dtype=self.dtype, name=f"conv{i}")
             features = tuple(conv(x) for x in features)
-            if self.norm == "group_norm":
+            if self.config.head_norm == "group_norm":
                 norm = layers.GroupNorm(dtype=self.dtype, name=f"norm{i}")
                 features = tuple(norm(x, m) for x, m in zip(features, masks, strict=True))
             features = tuple(
@@ -75,30 +69,15 @@ class Head(nn.Module):
     """Two towers and three prediction convolutions, shared by all levels.
 
     Attributes:
+      config: the recipe's fields.
       num_classes: K.
       num_anchors: a, anchors per location.
-      num_convs: convolutions of each tower.
-      norm: "group_norm" or "none" (RetinaNet).
-      deformable: the last convolution of both towers is deformable.
-      level_scale: a learned factor per level on the box regression.
-      centerness: the tower that carries the centerness branch, "box" (ATSS), "cls" (FCOS as
-        first published) or "none" (RetinaNet).
-      regression: "box" (deltas) or "point" (distances in strides).
-      point_activation: "relu" (official ATSS and the improved FCOS) or "exp" (FCOS).
-      class_prior: initial probability of each class (focal loss paper, Sec. 4.1).
       dtype: compute type; outputs are float32 at least.
     """
 
+    config: ModelConfig
     num_classes: int
     num_anchors: int = 1
-    num_convs: int = 4
-    norm: str = "group_norm"
-    deformable: bool = False
-    level_scale: bool = True
-    centerness: str = "box"
-    regression: str = "box"
-    point_activation: str = "relu"
-    class_prior: float = 0.01
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -108,12 +87,10 @@ class Head(nn.Module):
         masks: tuple[Bool[Array, "B _h _w"] | None, ...],
     ) -> HeadOutputs:
         """Predictions of every level; meaningless outside the own cells."""
-        channels = features[0].shape[-1]
+        config = self.config
 
         def tower(name):
-            return Tower(
-                channels, self.num_convs, self.norm, self.deformable, self.dtype, name=name
-            )(features, masks)
+            return Tower(config, self.dtype, name=name)(features, masks)
 
         def predict(name, maps, per_anchor, bias=0.0):
             conv = layers.Conv(
@@ -130,17 +107,17 @@ class Head(nn.Module):
             ]
 
         cls_maps, box_maps = tower("cls_tower"), tower("box_tower")
-        prior = -math.log((1 - self.class_prior) / self.class_prior)
+        prior = -math.log((1 - config.class_prior) / config.class_prior)
         logits = predict("cls_logits", cls_maps, self.num_classes, prior)
-        relu_points = self.regression == "point" and self.point_activation == "relu"
+        relu_points = config.regression == "point" and config.point_activation == "relu"
         boxes = predict("box_regression", box_maps, 4, POINT_BIAS if relu_points else 0.0)
-        if self.level_scale:
+        if config.level_scale:
             scale = self.param("level_scale", nn.initializers.ones_init(), (len(boxes),))
             boxes = [x * scale[i] for i, x in enumerate(boxes)]
-        if self.regression == "point":
+        if config.regression == "point":
             boxes = [nn.relu(x) if relu_points else jnp.exp(x) for x in boxes]
         centerness = None
-        if self.centerness != "none":
-            maps = box_maps if self.centerness == "box" else cls_maps
+        if config.centerness != "none":
+            maps = box_maps if config.centerness == "box" else cls_maps
             centerness = tuple(x[..., 0] for x in predict("centerness", maps, 1))
         return HeadOutputs(tuple(logits), tuple(boxes), centerness)

@@ -35,9 +35,9 @@ BATCH_NORM_MOMENTUM = 0.9
 """Share of the old value in running statistics (PyTorch's momentum 0.1)."""
 
 
-MANY_CELLS = 512
-MANY_CHANNELS = 64
-"""Cells of a batch and channels from which nine products are faster on CPUs; measured."""
+MIN_CELLS_FOR_TAP_PRODUCTS = 512
+MIN_CHANNELS_FOR_TAP_PRODUCTS = 64
+"""Cells per batch, and channels, from which `_kernel_gradient_by_products` is faster; measured."""
 
 
 def zero_outside(x: Float[Array, "B h w C"], mask: Bool[Array, "B h w"] | None):
@@ -62,7 +62,7 @@ def _cpu_convolution(x: Array, kernel: Array, stride: int) -> Array:
     """A convolution whose gradients suit XLA's CPU backend.
 
     Automatic differentiation writes both gradients as convolutions with permuted dimensions. The
-    backend has fast kernels for NHWC with HWIO only; it rewrites others, but not inside of loops
+    backend has fast kernels for NHWC with HWIO only; it rewrites others, but not inside loops
     (jax-ml/jax issue 12868), where they take ten times as long. So they are written as NHWC here.
     """
     return _convolution(x, kernel, stride, 1)
@@ -84,7 +84,10 @@ def _cpu_convolution_backward(stride, saved, cotangent):
         lhs_dilation=(stride, stride),
     )
     num_cells = x.shape[0] * x.shape[1] * x.shape[2]
-    is_large = num_cells >= MANY_CELLS and min(x.shape[3], kernel.shape[3]) >= MANY_CHANNELS
+    num_channels = min(x.shape[3], kernel.shape[3])
+    is_large = (
+        num_cells >= MIN_CELLS_FOR_TAP_PRODUCTS and num_channels >= MIN_CHANNELS_FOR_TAP_PRODUCTS
+    )
     if is_large and pad == 1 and stride == 1:
         return input_gradient, _kernel_gradient_by_products(x, cotangent)
     kernel_gradient = _nhwc_convolution(  # channels as batch, images as channels

@@ -8,24 +8,26 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+from flax import traverse_util
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from atss_jax.errors import UserError
 from atss_jax.models import layers
-from atss_jax.models.weight_names import Arrays, Flat, to_flat
+from atss_jax.models.weight_names import Arrays, Flat, is_ignored, to_flat
 
 logger = logging.getLogger(__name__)
 
 Variables = Any
 """{"params": nested dict of arrays, "batch_stats": likewise}."""
 
-SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".pkl")
 MAX_DIFF_LINES = 60
+"""Lines of a diff of names and shapes that an error shows."""
 
 
 class SavedDetector(NamedTuple):
@@ -37,27 +39,9 @@ class SavedDetector(NamedTuple):
     config_json: str
 
 
-def flatten(tree: Variables, prefix: str = "") -> Flat:
+def flatten(tree: Variables) -> Flat:
     """Nested dict of arrays -> {"params/backbone/...": array}."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}/")
-        else:
-            flat[f"{prefix}{key}"] = np.asarray(value)
-    return flat
-
-
-def unflatten(flat: Arrays) -> Variables:
-    """Inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for name, array in flat.items():
-        *folders, leaf = name.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[leaf] = array
-    return tree
+    return cast(Flat, traverse_util.flatten_dict(tree, sep="/"))
 
 
 def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -69,26 +53,47 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: another suffix, or a pickle that holds more than arrays.
+      UserError: another suffix, a damaged file, or one that holds no named arrays.
       ImportError: `.pth` without PyTorch.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such weights file. Give the path of an existing one.")
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    if path.suffix in (".pth", ".pt"):
-        return _read_torch(path)
-    if path.suffix == ".pkl":
-        return _read_pickle(path)
-    raise ValueError(f"{path}: unknown suffix. Use one of {', '.join(SUFFIXES)}.")
+    if path.suffix not in _READERS:
+        raise UserError(f"{path}: unknown suffix. Use one of {', '.join(_READERS)}.")
+    try:
+        content = _READERS[path.suffix](path)
+    except (ImportError, UserError):
+        raise
+    except Exception as error:  # damaged bytes make pickle and zip readers raise nearly anything
+        raise UserError(
+            f"{path}: cannot be read as {path.suffix} ({type(error).__name__}: {error}). The file "
+            "is damaged, incomplete or of another format. Copy or download it again."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise UserError(
+            f"{path}: holds a {type(content).__name__}, not arrays by name. Give a file of weights."
+        )
+    arrays = {name: a for name, a in content.items() if isinstance(a, np.ndarray)}
+    if not arrays:
+        raise UserError(f"{path}: holds no arrays. Give a file of weights.")
+    return {str(name): array for name, array in arrays.items()}
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
+def _read_safetensors(path: Path) -> Any:
+    with safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _read_npz(path: Path) -> Any:
+    with path.open("rb") as file:
+        content = np.load(file, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return content
+        return {name: content[name] for name in content.files}
+
+
+def _read_torch(path: Path) -> Any:
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
@@ -96,6 +101,8 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path}: .pth files need PyTorch. Install it with pip install 'atss_jax[torch]'."
         ) from error
     content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, Mapping):
+        return content
     for key in ("model", "state_dict"):
         if isinstance(content.get(key), Mapping):
             content = content[key]
@@ -121,7 +128,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str) -> Any:
         """The constructor, if it is one of arrays."""
         if (module_name, global_name) not in self.ALLOWED:
-            raise ValueError(
+            raise UserError(
                 f"the pickle asks for {module_name}.{global_name}: only arrays are read. Convert "
                 "the file to .safetensors in an environment that you trust it in."
             )
@@ -130,19 +137,27 @@ class _ArrayUnpickler(pickle.Unpickler):
         return super().find_class(module_name, global_name)
 
 
-def _read_pickle(path: Path) -> dict[str, np.ndarray]:
+def _read_pickle(path: Path) -> Any:
     with path.open("rb") as file:
         content = _ArrayUnpickler(file, encoding="latin1").load()
-    content = content.get("blobs", content)
-    return {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
+    return content.get("blobs", content) if isinstance(content, Mapping) else content
+
+
+_READERS: dict[str, Callable[[Path], Any]] = {
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+    ".pth": _read_torch,
+    ".pt": _read_torch,
+    ".pkl": _read_pickle,
+}
 
 
 def insert(arrays: Arrays, variables: Variables, *, source: str = "weights") -> Variables:
-    """`variables` with the given arrays in their places.
+    """`variables` with the given arrays in their places; the log says which.
 
     A file of a backbone fills the backbone, the rest stays as it is. A file of a whole detector
     fills everything; where only the number of classes differs, the classification layer stays as
-    it is (fine-tuning on other classes), and a warning says so.
+    it is (fine-tuning on other classes), and a warning says so. No array is ever resized.
 
     Args:
       arrays: named as in our own files ("params/..."), or in any way `to_flat` knows.
@@ -150,13 +165,13 @@ def insert(arrays: Arrays, variables: Variables, *, source: str = "weights") -> 
       source: what to call the arrays in errors.
 
     Raises:
-      ValueError: names or shapes do not fit, with a +/- diff of them.
+      UserError: names or shapes do not fit, with a +/- diff of them; numbers are not finite.
     """
     target = flatten(variables)
     if any(name.startswith("params/") for name in arrays):
-        found = dict(arrays)
+        found, ignored = dict(arrays), []
     else:
-        found = _fit_norms(to_flat(arrays), target)
+        found, ignored = _fit_norms(to_flat(arrays), target), [n for n in arrays if is_ignored(n)]
     has_head = any(name.startswith("params/head/") for name in found)
     wanted = {n: a for n, a in target.items() if has_head or "/backbone/" in n}
     if has_head:
@@ -165,36 +180,63 @@ def insert(arrays: Arrays, variables: Variables, *, source: str = "weights") -> 
     if lines:
         more = len(lines) - MAX_DIFF_LINES
         text = "\n".join(lines[:MAX_DIFF_LINES] + ([f"... {more} more"] if more > 0 else []))
-        raise ValueError(
+        raise UserError(
             f"{source} does not fit the network (- only in the file, + only in the network). Set "
             f"the config.model fields of the network that the weights are of.\n{text}"
         )
+    bad = sorted(name for name, array in found.items() if not np.all(np.isfinite(array)))
+    if bad:
+        raise UserError(
+            f"{source}: {len(bad)} of {len(found)} arrays hold numbers that are not finite (or a "
+            f"negative variance), first {', '.join(bad[:5])}. Use weights from before the "
+            "training diverged, or get the file again."
+        )
+    logger.info("%s", _load_report(source, found, target, ignored))
     filled = {n: found[n].astype(a.dtype) if n in wanted else a for n, a in target.items()}
-    return unflatten(filled)
+    return traverse_util.unflatten_dict(filled, sep="/")
+
+
+def _load_report(source: str, found: Arrays, target: Arrays, ignored: Sequence[str]) -> str:
+    """What was taken from a file, what keeps its start values, and what the file holds besides."""
+    parts = sorted({name.split("/")[1] for name in found})
+    text = f"{source}: {len(found)} arrays taken ({', '.join(parts)})"
+    kinds = sorted({str(a.dtype) for n, a in found.items() if a.dtype != target[n].dtype})
+    if kinds:
+        text += f", cast from {', '.join(kinds)}"
+    kept = [name for name in target if name not in found]
+    if kept:
+        parts = sorted({name.split("/", 1)[1].rsplit("/", 1)[0] for name in kept})
+        roots = sorted({p.split("/")[0] for p in parts})
+        named = parts if len(parts) <= 3 else roots
+        text += f"; {len(kept)} keep their start values ({', '.join(named)})"
+    if ignored:
+        more = ", ..." if len(ignored) > 3 else ""
+        text += f"; {len(ignored)} of the file not used ({', '.join(sorted(ignored)[:3])}{more})"
+    return text
 
 
 def _fit_norms(flat: Flat, target: Arrays) -> Flat:
     """`to_flat`'s names to those of our variables; batch norms as the network wants them."""
     found = {}
-    norms: dict[str, Flat] = {}
+    modules: dict[str, Flat] = {}
     for name, array in flat.items():
         module, leaf = name.rsplit("/", 1)
-        if module.startswith("backbone/") and "norm" in module:
-            norms.setdefault(module, {})[leaf] = array
-        else:
-            found[f"params/{name}"] = array
-    for module, norm in norms.items():
-        scale, bias = norm["scale"], norm["bias"]
-        mean, var = norm.get("mean", np.zeros_like(bias)), norm.get("var", np.ones_like(bias))
+        modules.setdefault(module, {})[leaf] = array
+    for module, leaves in modules.items():
+        if leaves.keys() != {"scale", "bias", "mean", "var"}:  # not a batch norm
+            found |= {f"params/{module}/{leaf}": array for leaf, array in leaves.items()}
+            continue
+        scale, bias, mean, var = (leaves[leaf] for leaf in ("scale", "bias", "mean", "var"))
         if f"batch_stats/{module}/mean" in target:
             found[f"params/{module}/scale"] = scale
             found[f"params/{module}/bias"] = bias
             found[f"batch_stats/{module}/mean"] = mean
             found[f"batch_stats/{module}/var"] = var - np.asarray(layers.NORM_EPSILON, var.dtype)
         else:
-            factor = scale / np.sqrt(var)
-            found[f"batch_stats/{module}/scale"] = factor
-            found[f"batch_stats/{module}/bias"] = bias - mean * factor
+            with np.errstate(invalid="ignore", divide="ignore"):  # `insert` refuses the result
+                factor = scale / np.sqrt(var)
+                found[f"batch_stats/{module}/scale"] = factor
+                found[f"batch_stats/{module}/bias"] = bias - mean * factor
     return found
 
 
@@ -243,7 +285,7 @@ def save_detector(
     """Writes a whole detector to one safetensors file, bit for bit.
 
     Args:
-      path: of the file; written beside it first, then renamed.
+      path: of the file; written under another name first, then renamed.
       variables: of the network.
       class_names: by class index.
       config_json: the run's config.
@@ -257,7 +299,8 @@ def save_detector(
         "category_ids": json.dumps(ids),
         "config": config_json,
     }
-    arrays = {name: np.ascontiguousarray(array) for name, array in flatten(variables).items()}
+    flat = flatten(variables)
+    arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
     partial = path.with_name(path.name + ".partial")
     save_file(arrays, partial, metadata)
     partial.replace(path)
@@ -268,7 +311,7 @@ def load_detector(path: str | os.PathLike) -> SavedDetector:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a safetensors file of something else.
+      UserError: a damaged file, or one of something else.
     """
     arrays = read_arrays(path)
     metadata = {}
@@ -276,10 +319,11 @@ def load_detector(path: str | os.PathLike) -> SavedDetector:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
     if metadata.get("format") != "atss_jax":
-        raise ValueError(
+        raise UserError(
             f"{path}: not written by atss_jax (no such metadata). To start from the weights of "
             "another library, use config.model.init_from, or give a config and class names."
         )
+    variables = traverse_util.unflatten_dict(arrays, sep="/")
     class_names = tuple(json.loads(metadata["class_names"]))
     category_ids = tuple(json.loads(metadata["category_ids"]))
-    return SavedDetector(unflatten(arrays), class_names, category_ids, metadata["config"])
+    return SavedDetector(variables, class_names, category_ids, metadata["config"])

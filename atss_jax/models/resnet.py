@@ -12,9 +12,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from atss_jax.errors import UserError
 from atss_jax.models import layers
+from atss_jax.models.backbone import Backbone, Mask, Masks
+from atss_jax.models.config import ModelConfig
 from atss_jax.models.deform_conv import DeformConv
-from atss_jax.typing import Array, Bool, Float
+from atss_jax.typing import Array, Float
 
 DEPTHS = {
     18: (2, 2, 2, 2),
@@ -25,8 +28,6 @@ DEPTHS = {
 }
 """Blocks of the four stages; basic blocks up to 34, bottlenecks from 50 on."""
 
-Mask = Bool[Array, "B _h _w"] | None
-
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
@@ -36,7 +37,7 @@ class Architecture:
       depths: blocks of each of the four stages.
       bottleneck: bottleneck or basic blocks.
       groups: of the 3x3 convolutions.
-      group_width: channels a group in the first stage, before the width factor (ResNet: 64).
+      group_width: channels per group in the first stage, before the width factor (ResNet: 64).
     """
 
     depths: tuple[int, ...]
@@ -49,7 +50,7 @@ def parse_name(name: str) -> Architecture:
     """The architecture of "resnet50", "resnext101_64x4d" and the like.
 
     Raises:
-      ValueError: unknown name.
+      UserError: unknown name.
 
     >>> parse_name("resnext101_32x8d").groups
     32
@@ -58,7 +59,7 @@ def parse_name(name: str) -> Architecture:
     depth = int(match[1] or match[2]) if match else 0
     if match is None or depth not in DEPTHS or (match[2] and depth < 50):
         known = ", ".join(f"resnet{d}" for d in DEPTHS)
-        raise ValueError(
+        raise UserError(
             f"backbone={name!r}: use {known}, or resnextDEPTH_GROUPSxWIDTHd such as "
             "resnext101_32x8d, resnext101_64x4d."
         )
@@ -150,84 +151,72 @@ class Block(nn.Module):
         return nn.relu(x + y)
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """Stem and four stages.
 
+    Frozen stages have no gradient, and their batch norms use running statistics.
+
     Attributes:
-      name_of: architecture, see `parse_name`.
-      flavour: "torchvision" (a bottleneck's stride is in its 3x3) or "msra" (in its first 1x1;
-        ResNeXts have it in the 3x3 in every flavour).
-      norm: "frozen_bn", "batch_norm" or "group_norm".
-      width: factor on the channels of all stages.
-      stem_channels: channels of the stem.
-      frozen_stages: stages without gradient, counted with the stem as 1 (the official
-        FREEZE_CONV_BODY_AT; 2 is stem and C2). Their batch norms use running statistics.
-      dcn_stages: stages (2..5) whose 3x3 convolutions are deformable.
-      remat: "none", or "blocks" to recompute each block in the backward pass.
+      config: the recipe's fields.
+      architecture: depths and kind of block; see `parse_name`.
       dtype: compute type.
     """
 
-    name_of: str = "resnet50"
-    flavour: str = "torchvision"
-    norm: str = "frozen_bn"
-    width: float = 1.0
-    stem_channels: int = 64
-    frozen_stages: int = 0
-    dcn_stages: tuple[int, ...] = ()
-    remat: str = "none"
+    config: ModelConfig
+    architecture: Architecture
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self,
-        images: Float[Array, "B H W 3"],
-        masks: tuple[Mask, ...] = (None,) * 5,
-        *,
-        train: bool = False,
+        self, images: Float[Array, "B H W 3"], masks: Masks | None = None, *, train: bool = False
     ) -> tuple[Float[Array, "B _h _w _C"], ...]:
-        """C2, C3, C4, C5.
-
-        Args:
-          images: normalised, 0 in the padding.
-          masks: own cells of the maps of stride 2, 4, 8, 16, 32.
-          train: batch norm uses batch statistics.
-        """
-        arch = parse_name(self.name_of)
-        if self.dcn_stages and not arch.bottleneck:
-            raise ValueError(
-                f"dcn_stages={self.dcn_stages} with {self.name_of}: deformable convolutions are "
-                "for bottlenecks (depth 50 and more). Use dcn_stages=()."
+        """C2, C3, C4, C5; see `Backbone`."""
+        config, arch, masks = self.config, self.architecture, masks or {}
+        if config.dcn_stages and not arch.bottleneck:
+            raise UserError(
+                f"config.model.dcn_stages={config.dcn_stages} with {config.backbone}: deformable "
+                "convolutions are for bottlenecks (depth 50 and more). Use dcn_stages=()."
             )
         x = layers.Conv(
-            self.stem_channels, size=7, stride=2, use_bias=False, dtype=self.dtype, name="stem_conv"
+            config.stem_channels,
+            size=7,
+            stride=2,
+            use_bias=False,
+            dtype=self.dtype,
+            name="stem_conv",
         )(images)
-        x = layers.NORMS[self.norm](dtype=self.dtype, name="stem_norm")(
-            x, masks[0], train=train and self.frozen_stages < 1
+        x = layers.NORMS[config.backbone_norm](dtype=self.dtype, name="stem_norm")(
+            x, masks.get(2), train=train and config.frozen_stages < 1
         )
-        x = layers.max_pool(layers.zero_outside(nn.relu(x), masks[0]))
-        if self.frozen_stages >= 1:
+        x = layers.max_pool(layers.zero_outside(nn.relu(x), masks.get(2)))
+        if config.frozen_stages >= 1:
             x = lax.stop_gradient(x)
-        block = nn.remat(Block) if self.remat == "blocks" else Block
+        block = nn.remat(Block) if config.remat == "blocks" else Block
         outputs = []
-        for stage, depth in enumerate(arch.depths):
-            planes = int(64 * 2**stage * self.width)
+        for stage, (depth, stride) in enumerate(zip(arch.depths, self.strides, strict=True)):
+            planes = int(64 * 2**stage * config.width)
             inner = int(planes * arch.group_width / 64) * arch.groups
             for i in range(depth):
-                stride = 2 if stage > 0 and i == 0 else 1
+                step = 2 if stage > 0 and i == 0 else 1
                 x = block(
                     features=planes * (4 if arch.bottleneck else 1),
                     inner=inner,
                     bottleneck=arch.bottleneck,
-                    stride=stride,
+                    stride=step,
                     groups=arch.groups,
-                    stride_in_1x1=self.flavour == "msra" and arch.groups == 1,
-                    deformable=stage + 2 in self.dcn_stages,
-                    norm=self.norm,
-                    train_norm=train and self.frozen_stages < stage + 2,
+                    stride_in_1x1=config.flavour == "msra" and arch.groups == 1,
+                    deformable=stage + 2 in config.dcn_stages,
+                    norm=config.backbone_norm,
+                    train_norm=train and config.frozen_stages < stage + 2,
                     dtype=self.dtype,
                     name=f"layer{stage + 1}_{i}",
-                )(x, masks[stage + (1 if stride == 1 else 0)], masks[stage + 1])
-            if self.frozen_stages >= stage + 2:
+                )(x, masks.get(stride // step), masks.get(stride))
+            if config.frozen_stages >= stage + 2:
                 x = lax.stop_gradient(x)
             outputs.append(x)
         return tuple(outputs)
+
+
+def make_resnet(config: ModelConfig, dtype: Any) -> ResNet:
+    """The backbone of a recipe whose `backbone` is a ResNet or ResNeXt."""
+    return ResNet(config, parse_name(config.backbone), dtype, name="backbone")

@@ -1,4 +1,4 @@
-"""From a checked recipe to the objects of a run: data sets, plan, network, assigner, optimizer.
+"""From a checked recipe to the objects of a run: data sets, plan, optimizer, mesh.
 
 The only module that knows both the recipe's fields and everybody's keyword arguments.
 """
@@ -6,14 +6,11 @@ The only module that knows both the recipe's fields and everybody's keyword argu
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from atss_jax.data import coco
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
-from atss_jax.geometry.anchors import make_grid
-from atss_jax.models.detector import Detector
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import parallel
 from atss_jax.training import optim
@@ -81,43 +78,6 @@ def num_steps(config: Recipe, plan: BatchPlan) -> int:
             "other."
         )
     return steps or max(1, round(epochs * plan.steps_per_epoch))
-
-
-def make_model(config: Recipe, num_classes: int) -> Detector:
-    """The network."""
-    model = config.model
-    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-    if model.dtype not in dtypes:
-        raise ValueError(f"config.model.dtype={model.dtype!r}: use one of {', '.join(dtypes)}.")
-    return Detector(
-        num_classes=num_classes,
-        num_anchors=make_grid(config.anchors, config.data.buckets[0]).num_per_location,
-        backbone=model.backbone,
-        flavour=model.flavour,
-        backbone_norm=model.backbone_norm,
-        width=model.width,
-        frozen_stages=model.frozen_stages,
-        dcn_stages=model.dcn_stages,
-        fpn_channels=model.fpn_channels,
-        p6_from=model.p6_from,
-        relu_before_p7=model.relu_before_p7,
-        head_convs=model.head_convs,
-        head_norm=model.head_norm,
-        head_dcn=model.head_dcn,
-        level_scale=model.level_scale,
-        centerness=model.centerness,
-        regression=model.regression,
-        point_activation=model.point_activation,
-        dtype=dtypes[model.dtype],
-        remat=model.remat,
-    )
-
-
-def init_variables(config: Recipe, model: Detector, seed: int) -> Any:
-    """Random variables of the network, to be jitted: {"params": ..., "batch_stats": ...}."""
-    images = jnp.zeros((1, *config.data.buckets[0], 3), jnp.float32)
-    sizes = jnp.array([config.data.buckets[0]], jnp.int32)
-    return model.init(jax.random.key(seed), images, sizes)
 
 
 def train_batch_keywords(config: Recipe) -> dict[str, Any]:

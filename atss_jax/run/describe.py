@@ -7,7 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from atss_jax.geometry.anchors import AnchorGrid, make_grid
-from atss_jax.models.detector import Detector, frozen_mask
+from atss_jax.models.backbone import STEM
+from atss_jax.models.backbones import make_backbone
+from atss_jax.models.config import ModelConfig
+from atss_jax.models.detector import DetectorNetwork, frozen_mask, init_variables
 from atss_jax.run import build
 from atss_jax.run.recipe import Recipe
 from atss_jax.structures import Targets
@@ -28,13 +31,15 @@ class ProgramCost(NamedTuple):
     temporary_bytes: int
 
 
-def count_parameters(params: Any, frozen: Any) -> dict[str, tuple[int, int]]:
-    """(all, frozen) numbers of each part: "backbone/stem", "backbone/layer1", ..., "head".
+def count_parameters(params: Any, frozen: Any, config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(all, frozen) numbers of each part: "backbone/stem", "backbone/C2", ..., "head/...".
 
     Args:
       params: nested dict of arrays or shapes.
       frozen: tree of bool like `params`.
+      config: of the network.
     """
+    stage_of = make_backbone(config).stage_of
     counts: dict[str, tuple[int, int]] = {}
     flags = jax.tree.leaves(frozen)
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -42,7 +47,8 @@ def count_parameters(params: Any, frozen: Any) -> dict[str, tuple[int, int]]:
         names = [str(k.key) for k in path]
         part = names[0]
         if part == "backbone":
-            part = f"backbone/{names[1].split('_')[0]}"
+            stage = stage_of(tuple(names[1:]))
+            part = "backbone/stem" if stage == STEM else f"backbone/C{stage}"
         elif part == "head":
             part = f"head/{names[1]}"
         total, fixed = counts.get(part, (0, 0))
@@ -51,14 +57,16 @@ def count_parameters(params: Any, frozen: Any) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def forward_cost(model: Detector, variables: Any, image_shape: tuple[int, int]) -> ProgramCost:
+def forward_cost(
+    model: DetectorNetwork, variables: Any, image_shape: tuple[int, int]
+) -> ProgramCost:
     """Cost of the forward pass of one image."""
-    images, sizes = _inputs(image_shape, model.dtype)
+    images, sizes = _inputs(image_shape, model.compute_dtype)
     return _cost(jax.jit(model.apply), variables, images, sizes)
 
 
 def training_cost(
-    model: Detector, variables: Any, grid: AnchorGrid, loss: LossSettings, frozen: Any
+    model: DetectorNetwork, variables: Any, grid: AnchorGrid, loss: LossSettings, frozen: Any
 ) -> ProgramCost:
     """Cost of losses and gradients of one image, targets given.
 
@@ -69,7 +77,7 @@ def training_cost(
       loss: the losses.
       frozen: tree of bool like the parameters.
     """
-    images, sizes = _inputs(grid.image_shape, model.dtype)
+    images, sizes = _inputs(grid.image_shape, model.compute_dtype)
 
     def gradients(variables, images, sizes, targets):
         def loss_fn(params):
@@ -148,13 +156,13 @@ def describe(config: Recipe) -> str:
         num_classes, source = len(build.load_dataset(config, "train").class_names), "data set"
     except (FileNotFoundError, ValueError):
         num_classes, source = COCO_CLASSES, "assumed: the data set is not here"
-    model = build.make_model(config, num_classes)
-    variables = jax.eval_shape(lambda: build.init_variables(config, model, 0))
-    frozen = frozen_mask(variables["params"], frozen_stages=config.model.frozen_stages)
+    model = DetectorNetwork(config.model, num_classes, config.anchors.num_per_location)
     largest = max(config.data.buckets, key=math.prod)
+    variables = jax.eval_shape(lambda: init_variables(model, largest, 0))
+    frozen = frozen_mask(variables["params"], config.model)
     grid = make_grid(config.anchors, largest)
     lines = [f"{config.model.backbone}, {num_classes} classes ({source})", ""]
-    lines += _parameter_lines(count_parameters(variables["params"], frozen))
+    lines += _parameter_lines(count_parameters(variables["params"], frozen, config.model))
     constants = sum(math.prod(a.shape) for a in jax.tree.leaves(variables.get("batch_stats", {})))
     lines += [f"{'constants and statistics of norms':34}{constants:>14,}", ""]
     lines += _anchor_lines(grid)

@@ -25,6 +25,7 @@ from atss_jax.data.batch_plan import choose_bucket
 from atss_jax.evaluation import passes
 from atss_jax.evaluation.coco_results import with_min_score
 from atss_jax.models import pretrained
+from atss_jax.models.detector import DetectorNetwork, init_variables
 from atss_jax.run import build, predict_steps, recipe_io, validation
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime.parallel import AXIS
@@ -62,7 +63,7 @@ class Detector:
         self.config = config
         self.class_names, self.category_ids = tuple(class_names), tuple(category_ids)
         self.variables, self._batch_size = variables, batch_size
-        self.model = build.make_model(config, len(class_names))
+        self.model = _network(config, class_names)
         self._looks = predict_steps.make_looks(config, self.model)
 
     @classmethod
@@ -100,15 +101,17 @@ class Detector:
                 )
             if config is None or class_names is None:
                 raise ValueError(f"{path}: give both config=... and class_names=..., or neither.")
-            model = build.make_model(config, len(class_names))
-            start = jax.jit(lambda: build.init_variables(config, model, config.run.seed))()
+            model = _network(config, class_names)
+            start = jax.jit(
+                lambda: init_variables(model, config.data.buckets[0], config.run.seed)
+            )()
             variables = pretrained.load_into(os.fspath(path), jax.device_get(start))
             ids = range(1, len(class_names) + 1)
             return cls(config, variables, class_names, tuple(ids), batch_size=batch_size)
         if config is None:
             config = recipe_io.recipe_from_json((folder / "config.json").read_text())
         names, ids = load_classes(config, folder)
-        model = build.make_model(config, len(names))
+        model = _network(config, names)
         mesh = jax.make_mesh(
             (1,), (AXIS,), devices=jax.local_devices()[:1],
             axis_types=(jax.sharding.AxisType.Auto,),
@@ -204,6 +207,10 @@ class Detector:
         for i in range(count):
             keep = np.asarray(merged.is_valid[i])
             yield Detections(*(np.asarray(field[i])[keep] for field in merged))
+
+
+def _network(config: Recipe, class_names: Sequence[str]) -> DetectorNetwork:
+    return DetectorNetwork(config.model, len(class_names), config.anchors.num_per_location)
 
 
 def load_classes(config: Recipe, workdir: epath.Path) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from atss_jax.assigners.registry import make_assigner
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
-from atss_jax.models.detector import frozen_mask
+from atss_jax.models.detector import DetectorNetwork, frozen_mask, init_variables
 from atss_jax.run import build, predict_steps
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import compiled, parallel
@@ -37,10 +37,11 @@ def set_up(config: Recipe) -> Setup:
     train_set = build.load_dataset(config, "train")
     plan = build.make_plan(config, train_set)
     steps = build.num_steps(config, plan)
-    model = build.make_model(config, len(train_set.class_names))
-    abstract_variables = jax.eval_shape(lambda: build.init_variables(config, model, 0))
+    num_classes = len(train_set.class_names)
+    model = DetectorNetwork(config.model, num_classes, config.anchors.num_per_location)
+    abstract_variables = jax.eval_shape(lambda: init_variables(model, config.data.buckets[0], 0))
     params = abstract_variables["params"]
-    frozen = frozen_mask(params, frozen_stages=config.model.frozen_stages)
+    frozen = frozen_mask(params, config.model)
     schedule = build.make_schedule(config, steps)
     settings = StepSettings(
         model=model,
@@ -65,7 +66,7 @@ def set_up(config: Recipe) -> Setup:
 def initial_state(config: Recipe, setup: Setup) -> TrainState:
     """Random or pretrained parameters with a fresh optimizer, placed on the devices."""
     model = setup.settings.model
-    variables = jax.jit(lambda: build.init_variables(config, model, config.run.seed))()
+    variables = jax.jit(lambda: init_variables(model, config.data.buckets[0], config.run.seed))()
     if config.model.init_from:
         from atss_jax.models import pretrained  # readers of weight files, only where needed
 

@@ -18,7 +18,7 @@ from atss_jax.evaluation.coco_metrics import METRICS, known_or_none
 from atss_jax.evaluation.coco_results import detections_to_coco, write_results
 from atss_jax.evaluation.whole_split import Outcome, PlannedPass, evaluate
 from atss_jax.files import write_whole
-from atss_jax.models.detector import Detector
+from atss_jax.models.detector import DetectorNetwork, init_variables
 from atss_jax.run import build, predict_steps, workdir_files
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import checkpoint, parallel
@@ -38,7 +38,7 @@ class Validation:
     def __init__(
         self,
         config: Recipe,
-        model: Detector,
+        model: DetectorNetwork,
         mesh: Mesh,
         *,
         dataset: DetectionDataset,
@@ -98,12 +98,14 @@ def check_same_classes(train_set: DetectionDataset, val_set: DetectionDataset) -
         )
 
 
-def restore_variables(config: Recipe, workdir: epath.Path, model: Detector, mesh: Mesh) -> Any:
+def restore_variables(
+    config: Recipe, workdir: epath.Path, model: DetectorNetwork, mesh: Mesh
+) -> Any:
     """(step, variables) of a workdir's newest readable checkpoint, without optimizer state.
 
     The averaged parameters where the run keeps them. Every device holds them whole.
     """
-    variables = jax.eval_shape(lambda: build.init_variables(config, model, 0))
+    variables = jax.eval_shape(lambda: init_variables(model, config.data.buckets[0], 0))
     name = "ema_params" if config.optim.ema_decay else "params"
     abstract = {name: variables["params"], "batch_stats": variables.get("batch_stats", {})}
     sharding = parallel.replicated(mesh)
@@ -120,7 +122,8 @@ def evaluate_workdir(config: Recipe, workdir: epath.Path) -> Outcome:
     mesh = build.make_mesh(config)
     dataset = build.load_dataset(config, "val")
     workdir_files.check_classes(workdir, dataset.class_names, dataset.category_ids)
-    model = build.make_model(config, len(dataset.class_names))
+    num_classes = len(dataset.class_names)
+    model = DetectorNetwork(config.model, num_classes, config.anchors.num_per_location)
     step, variables = restore_variables(config, workdir, model, mesh)
     outcome = Validation(config, model, mesh, dataset=dataset).run(variables)
     if outcome is None:

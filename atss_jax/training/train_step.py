@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from atss_jax.assigners.registry import needs_predictions
 from atss_jax.geometry.anchors import make_grid
 from atss_jax.geometry.config import AnchorConfig
-from atss_jax.models.detector import Detector, normalize_images
+from atss_jax.models.detector import DetectorNetwork, normalize_images
 from atss_jax.models.normalization import Normalization
 from atss_jax.runtime import parallel
 from atss_jax.structures import Batch, Losses
@@ -55,7 +55,7 @@ class StepMetrics(NamedTuple):
 class StepSettings(NamedTuple):
     """The constants of a step."""
 
-    model: Detector
+    model: DetectorNetwork
     anchors: AnchorConfig
     """Each batch brings the image shape of its grid."""
     assign: Callable

@@ -16,7 +16,8 @@ import optax
 from atss_jax.assigners import assign_atss
 from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.models import pretrained
-from atss_jax.models.detector import Detector, frozen_mask, normalize_images
+from atss_jax.models.config import ModelConfig
+from atss_jax.models.detector import DetectorNetwork, frozen_mask, normalize_images
 from atss_jax.structures import GroundTruth
 from atss_jax.training import optim
 from atss_jax.training.losses import detection_losses
@@ -51,10 +52,8 @@ def batches(golden, dtype):
 
 def train(golden, regression, dtype):
     """Losses, gradient norms, positives per iteration; change of every parameter."""
-    model = Detector(
-        num_classes=10, flavour="msra", width=1 / 16, stem_channels=8, fpn_channels=64,
-        frozen_stages=2, regression=regression, dtype=dtype,
-    )  # fmt: skip
+    config = ModelConfig(width=1 / 16, stem_channels=8, fpn_channels=64, regression=regression)
+    model = DetectorNetwork(config, num_classes=10, dtype=dtype)
     grid = AnchorGrid(SHAPE)
     sizes = jnp.array([SHAPE, SHAPE], jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, *SHAPE, 3)), sizes)
@@ -62,7 +61,7 @@ def train(golden, regression, dtype):
     arrays = {k: golden[k].astype(dtype) for k in golden.files if k.startswith("param/")}
     variables = pretrained.insert(arrays, start)
     params, stats = variables["params"], variables["batch_stats"]
-    frozen = frozen_mask(params, frozen_stages=2)
+    frozen = frozen_mask(params, config)
     schedule = optim.make_schedule(
         learning_rate=0.01, kind="steps", num_steps=24, decay_steps=(16,), warmup_steps=8
     )
