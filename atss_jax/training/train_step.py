@@ -17,7 +17,7 @@ from atss_jax.models.detector import Detector, normalize_images
 from atss_jax.runtime import parallel
 from atss_jax.structures import Batch, Losses
 from atss_jax.training import optim
-from atss_jax.training.losses import detection_losses, normalizers
+from atss_jax.training.losses import count_normalizers, detection_losses
 from atss_jax.training.targets import assign_targets
 from atss_jax.typing import Array, Bool, Float, Int
 
@@ -127,7 +127,7 @@ def train_step(
     _, height, width, _ = batch.image.shape
     grid = settings.grid.with_image_shape((height, width))
     targets = assign_targets(settings.assign, grid, batch.image_size, batch.ground_truth, mesh=mesh)
-    norms = normalizers(targets)
+    norms = count_normalizers(targets)
 
     def loss_fn(params, batch_stats, batch, targets):
         images = normalize_images(batch.image, batch.image_size, **settings.normalize)
