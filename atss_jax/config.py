@@ -90,6 +90,11 @@ class ConfigGroup:
         """Raises UserError where fields do not go together."""
 
     @classmethod
+    def upgrade(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Values as an older version wrote them, in the fields of today."""
+        return values
+
+    @classmethod
     def from_mapping(cls: type[Group], values: Mapping[str, Any]) -> Group:
         """A group from names and values; a field that is not given has its default.
 
@@ -97,6 +102,7 @@ class ConfigGroup:
           UserError: an unknown field (the nearest known one is named), or a wrong value.
         """
         known = _annotations(cls)
+        values = cls.upgrade(values)
         for name in values:
             if name not in known:
                 near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.0)[0]

@@ -105,7 +105,7 @@ class Losses(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """Final detections of an image, sorted by falling score, padded to a fixed number."""
+    """Final detections of an image, sorted by descending score, padded to a fixed number."""
 
     boxes: Float[AnyArray, "*B D 4"]
     """xyxy px in the original image's frame."""

@@ -20,11 +20,14 @@ A head without centerness has RetinaNet's loss normalisers and scores; the box l
 smooth-L1 (RetinaNet), 2 for GIoU (ATSS).
 """
 
+from dataclasses import replace
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import atss_r50_fpn_1x, common
+from atss_jax.configs import atss_r50_fpn_1x, common
+from atss_jax.errors import UserError
+from atss_jax.run.recipe import Recipe
 
 ARGUMENTS: dict[str, Any] = {
     "head_norm": "group_norm",
@@ -56,7 +59,7 @@ RATIOS = {"1": (1.0,), "3": (0.5, 1.0, 2.0)}
 BOX_LOSS_WEIGHTS = {"smooth_l1": 1.0, "giou": 2.0}
 
 
-def get_config(arg: str = "") -> ConfigDict:
+def recipe(arg: str = "") -> Recipe:
     """The recipe of one row.
 
     Args:
@@ -78,60 +81,76 @@ def get_config(arg: str = "") -> ConfigDict:
     """
     values = common.parse_arg(arg, **ARGUMENTS)
     _check_together(values)
-    config = common.editable(atss_r50_fpn_1x.get_config())
+    base = atss_r50_fpn_1x.recipe()
     name, radius = common.choose("assigner", values["assigner"], ASSIGNERS)
-    config.assigner.name, config.assigner.center_radius = name, radius
-    config.assigner.candidates_per_level = values["k"]
-    config.assigner.positives_in_box = values["positives_in_box"]
-
     ratios = common.choose("num_ratios", str(values["num_ratios"]), RATIOS)
-    config.anchors.aspect_ratios = ratios if len(ratios) > 1 else (values["aspect_ratio"],)
-    config.anchors.anchor_scale = values["anchor_scale"]
-    config.anchors.scales_per_octave = values["num_scales"]
+    box_loss_weight = common.choose("box_loss", values["box_loss"], BOX_LOSS_WEIGHTS)
+    made = replace(
+        base,
+        assigner=replace(
+            base.assigner,
+            name=name,
+            center_radius=radius,
+            candidates_per_level=values["k"],
+            positives_in_box=values["positives_in_box"],
+        ),
+        anchors=replace(
+            base.anchors,
+            aspect_ratios=ratios if len(ratios) > 1 else (values["aspect_ratio"],),
+            anchor_scale=values["anchor_scale"],
+            scales_per_octave=values["num_scales"],
+        ),
+        model=replace(
+            base.model,
+            head_norm=values["head_norm"],
+            level_scale=values["level_scale"],
+            regression=values["regression"],
+        ),
+        loss=replace(base.loss, box_loss=values["box_loss"], box_loss_weight=box_loss_weight),
+    )
+    if values["centerness"]:
+        return made
+    return replace(
+        made,
+        model=replace(made.model, centerness="none"),
+        loss=replace(made.loss, normalizer="retinanet"),
+        eval=replace(made.eval, score="cls"),
+    )
 
-    norms = {"group_norm": "group_norm", "none": "none"}
-    config.model.head_norm = common.choose("head_norm", values["head_norm"], norms)
-    config.model.level_scale = values["level_scale"]
-    regressions = {"box": "box", "point": "point"}
-    config.model.regression = common.choose("regression", values["regression"], regressions)
 
-    config.loss.box_loss = values["box_loss"]
-    config.loss.box_loss_weight = common.choose("box_loss", values["box_loss"], BOX_LOSS_WEIGHTS)
-    if not values["centerness"]:
-        config.model.centerness = "none"
-        config.loss.normalizer = "retinanet"
-        config.eval.score = "cls"
-    return config.lock()
+def get_config(arg: str = "") -> ConfigDict:
+    """The recipe for the command line."""
+    return common.config_dict(recipe(arg))
 
 
 def _check_together(values: dict[str, Any]) -> None:
     """Raises where an argument would have no effect, or none that can be built."""
     if not values["positives_in_box"] and values["assigner"] != "iou":
-        raise ValueError(
+        raise UserError(
             f"config argument positives_in_box=false: assigner={values['assigner']} always keeps "
             "positives inside their object. Use assigner=iou, or leave it out."
         )
     if values["k"] != ARGUMENTS["k"] and values["assigner"] != "atss":
-        raise ValueError(
+        raise UserError(
             f"config argument k={values['k']}: assigner={values['assigner']} does not read it. "
             "Use assigner=atss, or leave it out."
         )
     if values["k"] < 1 or values["num_scales"] < 1:
-        raise ValueError(
+        raise UserError(
             f"config arguments k={values['k']}, num_scales={values['num_scales']}: use 1 or more."
         )
     if min(values["anchor_scale"], values["aspect_ratio"]) <= 0:
-        raise ValueError(
+        raise UserError(
             f"config arguments anchor_scale={values['anchor_scale']}, "
             f"aspect_ratio={values['aspect_ratio']}: use positive numbers."
         )
     if values["num_ratios"] != 1 and values["aspect_ratio"] != 1:
-        raise ValueError(
+        raise UserError(
             f"config argument aspect_ratio={values['aspect_ratio']}: it is the ratio of the only "
             f"anchor, but num_ratios={values['num_ratios']}. Give one of the two."
         )
     if values["regression"] == "point" and values["num_scales"] * values["num_ratios"] != 1:
-        raise ValueError(
+        raise UserError(
             f"config argument regression=point with num_scales={values['num_scales']}, "
             f"num_ratios={values['num_ratios']}: a point has one box. Use 1 and 1, or "
             "regression=box."

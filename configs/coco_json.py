@@ -9,45 +9,66 @@ The defaults train from random initialisation and suit small sets of small image
       --config.data.val_annotations=... --config.data.val_images=...
 """
 
+from dataclasses import replace
+
 from ml_collections import ConfigDict
 
-from configs import atss_r50_fpn_1x, common
+from atss_jax.configs import atss_r50_fpn_1x, common
+from atss_jax.run.recipe import Recipe
+
+
+def recipe(arg: str = "") -> Recipe:
+    """The recipe; it takes no argument."""
+    common.refuse_argument(arg, "configs/coco_json.py")
+    base = atss_r50_fpn_1x.recipe()
+    return replace(
+        base,
+        data=replace(
+            base.data,
+            name="coco_json",
+            train_annotations="",  # give the four paths on the command line
+            train_images="",
+            val_annotations="",
+            val_images="",
+            filter_empty=False,  # images without objects teach the background
+            global_batch=8,
+            buckets=((256, 320), (320, 256)),
+            short_side=240,
+            max_long_side=320,
+            augmentations=("flip(0.5)", "color_jitter(0.2)"),
+            num_workers=0,
+            mean=(123.675, 116.28, 103.53),
+            std=(58.395, 57.12, 57.375),
+            channel_order="rgb",
+        ),
+        # half-width ResNet-18, 64 channels, short towers: trains on a CPU
+        model=replace(
+            base.model,
+            backbone="resnet18",
+            flavour="torchvision",
+            backbone_norm="batch_norm",
+            frozen_stages=0,
+            init_from="",
+            width=0.5,
+            fpn_channels=64,
+            head_convs=2,
+        ),
+        optim=replace(
+            base.optim,
+            num_steps=0,
+            num_epochs=26.0,
+            reference_batch=8,
+            schedule="cosine",
+            learning_rate=0.02,
+            warmup="linear",
+            warmup_steps=50,
+            clip_norm=10.0,
+        ),
+        eval=replace(base.eval, batch_size=8),
+        run=replace(base.run, log_every=10, checkpoint_every=100, eval_every=150),
+    )
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The recipe; it takes no argument."""
-    if arg:
-        raise ValueError(f"config argument {arg!r}: configs/coco_json.py takes none.")
-    config = common.editable(atss_r50_fpn_1x.get_config())
-    data, model, optim, run = config.data, config.model, config.optim, config.run
-
-    data.name = "coco_json"
-    data.train_annotations = data.train_images = ""  # give them on the command line
-    data.val_annotations = data.val_images = ""
-    data.filter_empty = False  # images without objects teach the background
-    data.global_batch = 8
-    data.buckets = ((256, 320), (320, 256))
-    data.short_side, data.max_long_side = 240, 320
-    data.color_jitter = 0.2
-    data.num_workers = 0
-    data.mean, data.std = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-    data.channel_order = "rgb"
-
-    model.backbone, model.flavour = "resnet18", "torchvision"
-    model.backbone_norm = "batch_norm"
-    model.frozen_stages = 0
-    model.init_from = ""
-    model.width = 0.5  # half-width ResNet-18, 64 channels, short towers: trains on a CPU
-    model.fpn_channels = 64
-    model.head_convs = 2
-
-    optim.num_steps, optim.num_epochs = 0, 26.0
-    optim.reference_batch = 8
-    optim.schedule = "cosine"
-    optim.learning_rate = 0.02
-    optim.warmup, optim.warmup_steps = "linear", 50
-    optim.clip_norm = 10.0
-
-    config.eval.batch_size = 8
-    run.log_every, run.checkpoint_every, run.eval_every = 10, 100, 150
-    return config.lock()
+    """The recipe for the command line."""
+    return common.config_dict(recipe(arg))

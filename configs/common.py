@@ -5,6 +5,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from atss_jax.errors import UserError
+from atss_jax.run import recipe_io
+from atss_jax.run.recipe import Recipe
+
 
 def parse_arg(arg: str, **declared: Any) -> dict[str, Any]:
     """Values of a recipe's argument.
@@ -27,7 +31,7 @@ def parse_arg(arg: str, **declared: Any) -> dict[str, Any]:
         name, _, text = part.partition("=")
         if name not in declared:
             near = difflib.get_close_matches(name, declared, n=1, cutoff=0.0)
-            raise ValueError(
+            raise UserError(
                 f"config argument {name!r}: not known. Did you mean {near[0]!r}? "
                 f"Known: {', '.join(sorted(declared))}."
             )
@@ -45,18 +49,24 @@ def _parse(name: str, text: str, default: Any) -> Any:
             return tuple(float(v) for v in text.split("+"))
         return kind(text)
     except (KeyError, ValueError):
-        raise ValueError(
+        raise UserError(
             f"config argument {name}={text!r}: expected {kind.__name__}, as in {name}={default}."
         ) from None
 
 
-def editable(config: ConfigDict) -> Any:
-    """An unlocked recipe, to change fields of; typed as Any, since its attributes are dynamic."""
-    return config.unlock()
+def refuse_argument(arg: str, path: str) -> None:
+    """Raises ValueError if a recipe without arguments was given one."""
+    if arg:
+        raise UserError(f"config argument {arg!r}: {path} takes none.")
+
+
+def config_dict(recipe: Recipe) -> ConfigDict:
+    """A recipe for the command line, where fields are given as --config.group.field=value."""
+    return ConfigDict(recipe_io.recipe_to_dict(recipe)).lock()
 
 
 def choose(name: str, value: str, options: dict[str, Any]) -> Any:
     """The option of a name, or a ValueError that lists them."""
     if value not in options:
-        raise ValueError(f"config argument {name}={value!r}: use one of {', '.join(options)}.")
+        raise UserError(f"config argument {name}={value!r}: use one of {', '.join(options)}.")
     return options[value]

@@ -11,17 +11,19 @@ exp(s x) strides; the starting point differs by the stride, what can be expresse
 Centre sampling is `configs/ablations.py:assigner=center_sampling,regression=point`.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import atss_r50_fpn_1x, common
+from atss_jax.configs import atss_r50_fpn_1x, common
+from atss_jax.run.recipe import Recipe
 
 ARGUMENTS: dict[str, Any] = {"improved": False}
 """Every argument with its default."""
 
 
-def get_config(arg: str = "") -> ConfigDict:
+def recipe(arg: str = "") -> Recipe:
     """The recipe.
 
     Args:
@@ -31,12 +33,24 @@ def get_config(arg: str = "") -> ConfigDict:
       ValueError: unknown names or values.
     """
     improved = common.parse_arg(arg, **ARGUMENTS)["improved"]
-    config = common.editable(atss_r50_fpn_1x.get_config())
-    config.assigner.name = "spatial_scale"
-    config.assigner.center_radius = 0.0
-    config.model.regression = "point"
-    config.model.point_activation = "relu" if improved else "exp"
-    config.model.centerness = "box" if improved else "cls"
-    config.loss.box_loss = "fcos_giou" if improved else "iou"
-    config.loss.box_loss_weight = 1.0  # FCOS weighs its three losses alike
-    return config.lock()
+    base = atss_r50_fpn_1x.recipe()
+    return replace(
+        base,
+        assigner=replace(base.assigner, name="spatial_scale", center_radius=0.0),
+        model=replace(
+            base.model,
+            regression="point",
+            point_activation="relu" if improved else "exp",
+            centerness="box" if improved else "cls",
+        ),
+        loss=replace(
+            base.loss,
+            box_loss="fcos_giou" if improved else "iou",
+            box_loss_weight=1.0,  # FCOS weighs its three losses alike
+        ),
+    )
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The recipe for the command line."""
+    return common.config_dict(recipe(arg))

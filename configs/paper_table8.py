@@ -25,11 +25,13 @@ of the test images, then send in the workdir's detections.json. The official run
 step on 8 GPUs; the learning rate follows another global batch.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs import atss_r50_fpn_1x, common
+from atss_jax.configs import atss_r50_fpn_1x, common
+from atss_jax.run.recipe import Recipe
 
 ARGUMENTS: dict[str, Any] = {
     "backbone": "r101",
@@ -43,11 +45,11 @@ ARGUMENTS: dict[str, Any] = {
 class Backbone(NamedTuple):
     """What goes with a backbone in the official configurations."""
 
-    name: str
-    flavour: str
+    name: Literal["resnet50", "resnet101", "resnext101_32x8d", "resnext101_64x4d"]
+    flavour: Literal["torchvision", "msra"]
     weights: str
     """File under data/weights, made by scripts/convert_weights.py."""
-    dcn_stages: tuple[int, ...]
+    dcn_stages: tuple[Literal[3, 4, 5], ...]
 
 
 BACKBONES = {
@@ -65,7 +67,7 @@ SHORT_SIDES = tuple(range(640, 801))
 """Multi-scale training: every integer of the official range."""
 
 
-def get_config(arg: str = "") -> ConfigDict:
+def recipe(arg: str = "") -> Recipe:
     """The recipe of one row.
 
     Args:
@@ -77,15 +79,25 @@ def get_config(arg: str = "") -> ConfigDict:
       ValueError: unknown names or values.
     """
     values = common.parse_arg(arg, **ARGUMENTS)
-    config = common.editable(atss_r50_fpn_1x.get_config())
+    base = atss_r50_fpn_1x.recipe()
     backbone = common.choose("backbone", values["backbone"], BACKBONES)
-    config.model.backbone, config.model.flavour = backbone.name, backbone.flavour
-    config.model.init_from = f"data/weights/{backbone.weights}.safetensors"
-    if values["dcn"]:
-        config.model.dcn_stages = backbone.dcn_stages
-        config.model.head_dcn = True
-    config.optim.num_steps = common.choose("schedule", values["schedule"], SCHEDULES)
-    if values["multiscale"]:
+    num_steps = common.choose("schedule", values["schedule"], SCHEDULES)
+    return replace(
+        base,
+        model=replace(
+            base.model,
+            backbone=backbone.name,
+            flavour=backbone.flavour,
+            init_from=f"data/weights/{backbone.weights}.safetensors",
+            dcn_stages=backbone.dcn_stages if values["dcn"] else (),
+            head_dcn=values["dcn"],
+        ),
+        optim=replace(base.optim, num_steps=num_steps),
         # 800 is the largest: the buckets of the base recipe hold every draw
-        config.data.train_short_sides = SHORT_SIDES
-    return config.lock()
+        data=replace(base.data, train_short_sides=SHORT_SIDES if values["multiscale"] else ()),
+    )
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The recipe for the command line."""
+    return common.config_dict(recipe(arg))

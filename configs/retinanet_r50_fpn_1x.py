@@ -9,35 +9,35 @@ by this project.
 With the paper's "improvements" it is `configs/ablations.py:assigner=iou,num_scales=3,...`.
 """
 
+from dataclasses import replace
+
 from ml_collections import ConfigDict
 
-from configs import atss_r50_fpn_1x, common
+from atss_jax.configs import atss_r50_fpn_1x, common
+from atss_jax.run.recipe import Recipe
+
+
+def recipe(arg: str = "") -> Recipe:
+    """The recipe; it takes no argument."""
+    common.refuse_argument(arg, "configs/retinanet_r50_fpn_1x.py")
+    base = atss_r50_fpn_1x.recipe()
+    return replace(
+        base,
+        # RetinaNet Sec. 4: sides 4S x (1, 2^1/3, 2^2/3), 32 to 813 px
+        anchors=replace(
+            base.anchors, anchor_scale=4.0, scales_per_octave=3, aspect_ratios=(0.5, 1.0, 2.0)
+        ),
+        assigner=replace(base.assigner, name="max_iou", positives_in_box=False),
+        model=replace(
+            base.model, p6_from="c5", head_norm="none", level_scale=False, centerness="none"
+        ),
+        loss=replace(base.loss, box_loss="smooth_l1", box_loss_weight=1.0, normalizer="retinanet"),
+        # the solver's default, which this configuration keeps
+        optim=replace(base.optim, warmup="linear"),
+        eval=replace(base.eval, nms_iou=0.4, score="cls"),
+    )
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The recipe; it takes no argument."""
-    if arg:
-        raise ValueError(f"config argument {arg!r}: configs/retinanet_r50_fpn_1x.py takes none.")
-    config = common.editable(atss_r50_fpn_1x.get_config())
-    # RetinaNet Sec. 4: sides 4S x (1, 2^1/3, 2^2/3), 32 to 813 px
-    config.anchors.anchor_scale = 4.0
-    config.anchors.scales_per_octave = 3
-    config.anchors.aspect_ratios = (0.5, 1.0, 2.0)
-
-    config.assigner.name = "max_iou"
-    config.assigner.positives_in_box = False
-
-    model = config.model
-    model.p6_from = "c5"
-    model.head_norm = "none"
-    model.level_scale = False
-    model.centerness = "none"
-
-    config.loss.box_loss = "smooth_l1"
-    config.loss.box_loss_weight = 1.0
-    config.loss.normalizer = "retinanet"
-
-    config.optim.warmup = "linear"  # the solver's default, which this configuration keeps
-    config.eval.nms_iou = 0.4
-    config.eval.score = "cls"
-    return config.lock()
+    """The recipe for the command line."""
+    return common.config_dict(recipe(arg))

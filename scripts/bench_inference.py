@@ -96,9 +96,12 @@ def jax_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 
-    from atss_jax.evaluation.postprocess import postprocess_batch
+    from atss_jax.evaluation.postprocess import PostprocessSettings, postprocess_batch
+    from atss_jax.evaluation.predict_step import make_predict_step
     from atss_jax.geometry.anchors import AnchorGrid
+    from atss_jax.geometry.config import AnchorConfig
     from atss_jax.models.detector import Detector, normalize_images
+    from atss_jax.models.normalization import Normalization
     from atss_jax.structures import HeadOutputs
 
     grid = AnchorGrid((arguments.height, arguments.width))
@@ -137,11 +140,12 @@ def jax_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         jax.random.key(0), jnp.zeros((1, 64, 96, 3)), jnp.array([[64, 96]])
     )
 
+    normalization = Normalization(mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))
+    predict_step = make_predict_step(model, AnchorConfig(), normalization, PostprocessSettings())
+
     @jax.jit
     def forward(images, sizes):
-        normalized = normalize_images(
-            images, sizes, mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4)
-        )
+        normalized = normalize_images(images, sizes, **normalization._asdict())
         return model.apply(variables, normalized, sizes)
 
     rng = np.random.default_rng(1)
@@ -160,7 +164,7 @@ def jax_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             timed(
                 f"atss_jax whole, {name}",
                 lambda a=images, s=sizes, f=scales: jax.block_until_ready(
-                    finish(forward(a, s), s, f)
+                    predict_step(variables, a, s, f)
                 ),
                 batch, arguments.repeats,
             )

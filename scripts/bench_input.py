@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from atss_jax.data import batch_rows, images, loader
-from atss_jax.data.batch_plan import BatchPlan
+from atss_jax.data.batch_plan import BatchPlan, PlannedBatch
 from atss_jax.data.dataset import DetectionDataset
 from browse_data import DEFAULT_BUCKETS, add_source_arguments, load, parse_buckets
 
@@ -38,7 +38,7 @@ def clock(seconds: Seconds, name: str, function: Callable, *args, **keywords):
     return result
 
 
-def bare_round(dataset: DetectionDataset, rows: batch_rows.Rows) -> None:
+def bare_round(dataset: DetectionDataset, rows: PlannedBatch) -> None:
     """Decode and resize with OpenCV and nothing else."""
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     for record, target in zip(rows.record_index.tolist(), rows.target.tolist(), strict=True):
@@ -49,7 +49,7 @@ def bare_round(dataset: DetectionDataset, rows: batch_rows.Rows) -> None:
         cv2.resize(image, (target[1], target[0]), interpolation=cv2.INTER_LINEAR)
 
 
-def split_round(dataset: DetectionDataset, rows: batch_rows.Rows, seconds: Seconds) -> None:
+def split_round(dataset: DetectionDataset, rows: PlannedBatch, seconds: Seconds) -> None:
     """Where the time of an image goes."""
     for record, target in zip(rows.record_index.tolist(), rows.target.tolist(), strict=True):
         data = clock(seconds, "read", dataset.image_bytes, record)
@@ -64,7 +64,7 @@ def split_round(dataset: DetectionDataset, rows: batch_rows.Rows, seconds: Secon
         )
 
 
-def reference_round(dataset: DetectionDataset, rows: batch_rows.Rows) -> None:
+def reference_round(dataset: DetectionDataset, rows: PlannedBatch) -> None:
     """The steps of torchvision's detection references and GeneralizedRCNNTransform."""
     import torch  # type: ignore[import-not-found]
 
@@ -91,10 +91,18 @@ def one_thread(dataset: DetectionDataset, plan: BatchPlan, rounds: int) -> dict[
     max_boxes = max(1, int(dataset.num_boxes.max()))
     seconds: Seconds = {}
     for step in range(rounds + 2):
-        rows = batch_rows.planned_rows(plan.step(step), slice(None))
+        rows = plan.step(step)
         parts: Seconds = {}
         clock(parts, "bare", bare_round, dataset, rows)
-        clock(parts, "ours", batch_rows.make_batch, dataset, rows, max_boxes)
+        clock(
+            parts,
+            "ours",
+            batch_rows.make_batch,
+            dataset,
+            rows,
+            max_boxes,
+            augmentations=plan.augmentations,
+        )
         clock(parts, "bare", bare_round, dataset, rows)
         split_round(dataset, rows, parts)
         if has_torch and step < 6:

@@ -106,7 +106,7 @@ def use_synthetic_images(values: dict[str, Any], folder: Path) -> None:
     data.update(source="coco_json", name="synthetic", buckets=((height, width),))
     data.update(train_annotations=str(folder / "train.json"), train_images=str(folder))
     data.update(short_side=min(height, width), max_long_side=max(height, width))
-    data.update(train_short_sides=(), scale_crop=())
+    data.update(train_short_sides=(), augmentations=("flip(0.5)",))
 
 
 class OurTraining:

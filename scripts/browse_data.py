@@ -1,7 +1,8 @@
 r"""A contact sheet of augmented training batches, as the network sees them.
 
     python scripts/browse_data.py --annotations=... --images=... --out=sheet.png \
-      --buckets=256x320,320x256 --short_sides=200-240 --max_long_side=320 --color_jitter=0.2
+      --buckets=256x320,320x256 --short_sides=200-240 --max_long_side=320 \
+      --augmentations "flip(0.5)" "color_jitter(0.2)"
 
 Each tile is one row of a batch: padding black, ground truth in the colour of its class, the id of
 the image above. Prepared sets are read with --data_dir, --name and --split instead.
@@ -18,6 +19,7 @@ from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.coco import load_coco
 from atss_jax.data.dataset import EXIF_POLICIES, ON_ERROR, DetectionDataset
 from atss_jax.data.tfds_builders import load_tfds
+from atss_jax.drawing import visualize
 from atss_jax.structures import Batch
 
 DEFAULT_BUCKETS = "800x1088,800x1216,800x1344,1088x800,1216x800,1344x800"
@@ -63,43 +65,21 @@ def parse_range(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def class_color(label: int) -> tuple[int, int, int]:
-    """A distinct RGB colour."""
-    hsv = np.array([[[(label * 47) % 180, 220, 255]]], np.uint8)
-    red, green, blue = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].tolist()
-    return red, green, blue
-
-
 def draw_row(dataset: DetectionDataset, batch: Batch, row: int, width: int) -> np.ndarray:
     """One row of a batch as a tile of `width` px, RGB."""
-    image = np.array(batch.image[row])
+    image = np.asarray(batch.image[row])
     zoom = width / image.shape[1]
     tile = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
-    truth = batch.ground_truth
-    for box, label in zip(
-        truth.boxes[row][truth.is_valid[row]], truth.labels[row][truth.is_valid[row]], strict=True
-    ):
-        x1, y1, x2, y2 = (int(round(float(v) * zoom)) for v in box)
-        color = class_color(int(label))
-        cv2.rectangle(tile, (x1, y1), (x2 - 1, y2 - 1), color, 1)
-        name = dataset.class_names[int(label)]
-        cv2.putText(tile, name, (x1 + 2, y1 + 10), cv2.FONT_HERSHEY_SIMPLEX, 0.35, color, 1)
-    title = np.full((16, tile.shape[1], 3), 40, np.uint8)
-    about = f"{dataset.image_ids[batch.record_index[row]]}  {image.shape[0]}x{image.shape[1]}"
-    cv2.putText(title, about, (3, 12), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (230, 230, 230), 1)
-    return np.concatenate([title, tile])
-
-
-def contact_sheet(tiles: list[np.ndarray], columns: int) -> np.ndarray:
-    """Tiles of one width in rows, padded to the highest of each row."""
-    rows = []
-    for first in range(0, len(tiles), columns):
-        part = tiles[first : first + columns]
-        height = max(tile.shape[0] for tile in part)
-        part += [np.zeros((1, part[0].shape[1], 3), np.uint8)] * (columns - len(part))
-        padded = [np.pad(t, ((0, height - t.shape[0]), (0, 0), (0, 0))) for t in part]
-        rows.append(np.concatenate(padded, axis=1))
-    return np.concatenate(rows)
+    truth, is_valid = batch.ground_truth, np.asarray(batch.ground_truth.is_valid[row])
+    tile = visualize.draw_boxes(
+        tile,
+        np.asarray(truth.boxes[row])[is_valid] * zoom,
+        np.asarray(truth.labels[row])[is_valid],
+        class_names=dataset.class_names,
+        min_short_side=1,
+    )
+    about = f"{dataset.image_ids[batch.record_index[row]]}  {image.shape[0]}x{image.shape[1]} px"
+    return visualize.with_title(tile, about)
 
 
 def parse_args() -> argparse.Namespace:
@@ -116,9 +96,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--buckets", type=parse_buckets, default=parse_buckets(DEFAULT_BUCKETS))
     parser.add_argument("--short_sides", type=parse_range, default=(800,), help="800, or 640-800")
     parser.add_argument("--max_long_side", type=int, default=1333)
-    parser.add_argument("--flip", type=float, default=0.5)
-    parser.add_argument("--scale_crop", type=float, nargs=2, default=(), metavar=("MIN", "MAX"))
-    parser.add_argument("--color_jitter", type=float, default=0.0)
+    parser.add_argument(
+        "--augmentations", nargs="*", default=("flip(0.5)",), help='as in "flip(0.5)" "mosaic(1)"'
+    )
     parser.add_argument("--tile_width", type=int, default=360)
     return parser.parse_args()
 
@@ -134,17 +114,13 @@ def main() -> None:
         seed=args.seed,
         short_sides=args.short_sides,
         max_long_side=args.max_long_side,
-        flip=args.flip,
-        scale_crop=tuple(args.scale_crop),
-        color_jitter=args.color_jitter,
+        augmentations=args.augmentations,
     )
     tiles = []
     for step in range(args.start_step, args.start_step + args.batches):
         batch = loader.batch_at(dataset, plan, step, max_boxes=max(1, int(dataset.num_boxes.max())))
         tiles += [draw_row(dataset, batch, row, args.tile_width) for row in range(args.batch_size)]
-    sheet = contact_sheet(tiles, args.batch_size)
-    if not cv2.imwrite(args.out, sheet[..., ::-1]):
-        raise ValueError(f"cannot write {args.out!r}. Give a path that ends in .png or .jpg.")
+    visualize.save_image(args.out, visualize.contact_sheet(tiles, columns=args.batch_size))
     print(f"{args.batches} batches of {args.batch_size} images drawn in {args.out}")
 
 

@@ -22,7 +22,8 @@ from atss_jax.data import batch_rows
 from atss_jax.data.batch_plan import choose_bucket
 from atss_jax.data.dataset import DetectionDataset, Finding
 from atss_jax.data.images import resized_size
-from browse_data import DEFAULT_BUCKETS, add_source_arguments, class_color, load, parse_buckets
+from atss_jax.drawing.palette import class_color
+from browse_data import DEFAULT_BUCKETS, add_source_arguments, load, parse_buckets
 
 SMALL, MEDIUM = 32**2, 96**2
 """COCO's limits of small and medium areas, px^2."""

@@ -12,13 +12,14 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from atss_jax.assigners import ASSIGNERS, select_candidates
+from atss_jax.data.batch_rows import read_image
 from atss_jax.data.coco import load_coco
+from atss_jax.data.images import Placement, resized_size, write_row
 from atss_jax.drawing import visualize
 from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.structures import GroundTruth
@@ -40,20 +41,17 @@ def parse_args() -> argparse.Namespace:
 
 
 def read_scene(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """The image RGB and its boxes, scaled."""
+    """The image RGB and its boxes, resized as in training."""
     dataset = load_coco(args.annotations, args.images, name="draw", on_error="skip")
     if not 0 <= args.record < dataset.num_records:
         raise SystemExit(f"--record={args.record}: the data set has {dataset.num_records} images.")
-    encoded = np.frombuffer(dataset.image_bytes(args.record), np.uint8)
-    # Pixels as stored, as the annotations are read.
-    image = cv2.imdecode(encoded, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise SystemExit(f"{dataset.file_name(args.record)}: not an image that OpenCV reads.")
-    height, width = image.shape[:2]
-    scale = min(args.short_side / min(height, width), args.max_long_side / max(height, width))
-    size = (round(width * scale), round(height * scale))
-    image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-    return image[..., ::-1], (dataset.boxes(args.record) * scale).astype(np.float32)
+    image = read_image(dataset, args.record)
+    size = (image.shape[0], image.shape[1])
+    target = resized_size(size, args.short_side, args.max_long_side)
+    row = np.zeros((*target, 3), np.uint8)
+    write_row(row, image, Placement.whole(target))
+    scale = np.tile((np.array(target) / size)[::-1], 2)
+    return row, (dataset.boxes(args.record) * scale).astype(np.float32)
 
 
 def by_level(grid: AnchorGrid, mask: np.ndarray) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Pieces of a self-contained HTML page: tables, line plots as SVG, thumbnails."""
+"""Pieces of a self-contained HTML page: tables, charts, thumbnails."""
 
 import base64
 import html
@@ -10,7 +10,6 @@ import numpy as np
 
 from atss_jax.drawing import visualize
 
-COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1f2937}
 body{max-width:1080px;margin:2rem auto;padding:0 1rem}
@@ -20,7 +19,7 @@ th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #e5e7eb}
 th:first-child,td:first-child{text-align:left}
 .row{display:flex;flex-wrap:wrap;gap:1.2rem}.note{color:#6b7280;font-size:.88rem}
 figure{margin:0;width:236px}figure img{width:100%;border-radius:4px}
-figcaption{font-size:.8rem;color:#4b5563}svg{background:#fafafa;border-radius:4px}
+figcaption{font-size:.8rem;color:#4b5563}img.chart{max-width:100%}
 """
 
 
@@ -52,62 +51,16 @@ def percent(value: float) -> str:
     return "–" if value < 0 else f"{100 * value:.1f}"
 
 
-def plot(
-    series: Sequence[tuple[str, np.ndarray, np.ndarray]],
-    *,
-    title: str,
-    x_label: str,
-    y_range: tuple[float, float] | None = None,
-) -> str:
-    """A line plot as SVG with a legend.
+def chart(png: bytes, text: str) -> str:
+    """A chart of `drawing.curves` as an HTML image.
 
     Args:
-      series: name, x and y of each line.
-      title: above it.
-      x_label: below it.
-      y_range: limits of y; those of the values when not given.
+      png: content of the file.
+      text: what it shows, for those who cannot see it.
     """
-    width, height, left, bottom, top = 500, 300, 52, 40, 30
-    drawn = [(n, np.asarray(x, float), np.asarray(y, float)) for n, x, y in series if len(x)]
-    if not drawn:
-        return f"<p>{html.escape(title)}: no data.</p>"
-    x_low, x_high = min(x.min() for _, x, _ in drawn), max(x.max() for _, x, _ in drawn)
-    y_low, y_high = y_range or (0.0, max(float(np.quantile(y, 0.995)) for _, _, y in drawn) * 1.05)
-    x_span, y_span = max(x_high - x_low, 1e-9), max(y_high - y_low, 1e-9)
-
-    def place(x, y):
-        return (
-            left + (x - x_low) / x_span * (width - left - 12),
-            height
-            - bottom
-            - (np.clip(y, y_low, y_high) - y_low) / y_span * (height - bottom - top),
-        )
-
-    parts = [f'<text x="{left}" y="18" font-weight="600">{html.escape(title)}</text>']
-    for step in range(6):
-        value = y_low + y_span * step / 5
-        y = place(x_low, value)[1]
-        parts.append(f'<line x1="{left}" x2="{width - 12}" y1="{y}" y2="{y}" stroke="#e5e7eb"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4}" text-anchor="end">{value:.3g}</text>')
-        value = x_low + x_span * step / 5
-        x = place(value, y_low)[0]
-        parts.append(f'<text x="{x}" y="{height - 22}" text-anchor="middle">{value:.4g}</text>')
-    middle = (left + width) / 2
-    parts.append(f'<text x="{middle}" y="{height - 5}" text-anchor="middle">{x_label}</text>')
-    for i, (name, x, y) in enumerate(drawn):
-        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(*place(x, y), strict=True))
-        color = COLORS[i % len(COLORS)]
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="2"/>')
-        if len(x) <= 20:  # a few evaluations: show each
-            marks = zip(*place(x, y), strict=True)
-            parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3" fill="{color}"/>' for a, b in marks]
-        label = f'<tspan fill="{color}">{html.escape(name)}</tspan>'
-        parts.append(
-            f'<text x="{width - 16}" y="{top + 14 + 15 * i}" text-anchor="end">{label}</text>'
-        )
     return (
-        f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-        f'font-family="system-ui" font-size="11">{"".join(parts)}</svg>'
+        f'<img class="chart" src="data:image/png;base64,{base64.b64encode(png).decode()}" '
+        f'alt="{html.escape(text)}">'
     )
 
 

@@ -17,14 +17,28 @@ import jax
 import numpy as np
 
 from atss_jax.assigners.registry import make_assigner
+from atss_jax.data.batch_plan import choose_bucket
 from atss_jax.data.batch_rows import read_image
 from atss_jax.data.images import resized_size
+from atss_jax.drawing import curves as line_charts
+from atss_jax.drawing.palette import DETECTION_COLOR, LINE_COLORS, MISTAKE_COLOR, OBJECT_COLOR
 from atss_jax.evaluation import error_analysis
-from atss_jax.evaluation.coco_metrics import METRICS, coco_metrics, mean_known, precision_curves
+from atss_jax.evaluation.coco_metrics import (
+    METRICS,
+    ClassCurves,
+    coco_metrics,
+    mean_known,
+    precision_curves,
+    unique_names,
+)
+from atss_jax.evaluation.coco_results import coco_to_detections, with_min_score
+from atss_jax.evaluation.error_analysis import KINDS, Scene, Verdicts
+from atss_jax.files import write_whole
+from atss_jax.geometry.anchors import make_grid
 from atss_jax.run import build, recipe_io
 from atss_jax.runtime.metric_writer import read_rows
-from atss_jax.structures import GroundTruth
-from html_pieces import COLORS, page, percent, plot, table, thumbnail
+from atss_jax.structures import Detections, GroundTruth
+from html_pieces import chart, page, percent, table, thumbnail
 
 PAPER = (39.3, 57.5, 42.8, 24.3, 43.3, 51.3)
 """AP, AP50, AP75, APs, APm, APl of ATSS R-50 on COCO minival (paper, Table 3, last row)."""
@@ -42,7 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     output = arguments.output or arguments.workdir / "report.html"
     try:
-        output.write_text(make_report(arguments.workdir))
+        write_whole(output, make_report(arguments.workdir))
     except FileNotFoundError as error:
         parser.error(str(error))
     print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB")
@@ -63,21 +77,20 @@ def make_report(workdir: Path) -> str:
     truth = dataset.coco_ground_truth()
     names, ids = list(dataset.class_names), list(dataset.category_ids)
     metrics = coco_metrics(truth, results, class_names=names, category_ids=ids)
+    names = unique_names(names, ids)
     curves = precision_curves(truth, results, category_ids=ids)
-    images = gather_images(dataset, results)
-    threshold, precision, recall, f1 = error_analysis.best_threshold(images)
-    shown = [above(image, threshold) for image in images]
-    verdicts = [
-        error_analysis.judge_image(i["boxes"], i["labels"], i["gt_boxes"], i["gt_labels"])
-        for i in shown
-    ]
-    size = f"{dataset.num_records} images, {sum(len(i['gt_labels']) for i in images)} objects"
+    found = coco_to_detections(results, dataset.image_ids, ids)
+    scenes = gather_scenes(dataset, found, 0.0)
+    threshold, precision, recall, f1 = error_analysis.best_threshold(scenes)
+    shown = gather_scenes(dataset, found, threshold)
+    verdicts = [error_analysis.judge_image(scene) for scene in shown]
+    size = f"{dataset.num_records} images, {sum(len(s.gt_labels) for s in scenes)} objects"
     parts = [
         f"<h1>{html.escape(workdir.resolve().name)}</h1>",
         f"<p>{html.escape(dataset.name)}: {size}, {len(results)} detections. Network: "
         f"{html.escape(recipe.model.backbone)}, assigner {html.escape(recipe.assigner.name)}.</p>",
         "<h2>Metrics</h2>", metrics_table(metrics),
-        "<h2>Precision and recall</h2>", precision_plots(names, curves),
+        "<h2>Precision and recall</h2>", precision_charts(names, curves),
         "<h2>AP by class and object size</h2>", class_table(names, curves),
         "<h2>Kinds of mistakes</h2>",
         f"<p>At score &ge; {threshold:.2f}, where F1 is highest: precision {precision:.3f}, recall "
@@ -87,37 +100,32 @@ def make_report(workdir: Path) -> str:
         "<h2>Most confident false positives</h2>", false_positives(dataset, shown, verdicts, names),
         "<h2>Largest missed objects</h2>", missed_objects(dataset, shown, verdicts, names),
         "<h2>Assignment on training images</h2>", assignment_table(recipe),
-        "<h2>Training</h2>", training_plots(read_rows(workdir / "metrics.jsonl")),
+        "<h2>Training</h2>", training_chart(read_rows(workdir / "metrics.jsonl")),
     ]  # fmt: skip
     return page(workdir.resolve().name, parts)
 
 
-def gather_images(dataset: Any, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Detections (best first) and objects of each image as arrays."""
-    label_of = {category: label for label, category in enumerate(dataset.category_ids)}
-    found: dict[int, list[dict[str, Any]]] = {}
-    for result in results:
-        found.setdefault(result["image_id"], []).append(result)
-    images = []
-    for record, image_id in enumerate(dataset.image_ids.tolist()):
-        mine = sorted(found.get(image_id, []), key=lambda r: -r["score"])
-        xywh = np.array([r["bbox"] for r in mine], np.float64).reshape(-1, 4)
-        images.append(
-            {
-                "boxes": np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
-                "labels": np.array([label_of[r["category_id"]] for r in mine], np.int64),
-                "scores": np.array([r["score"] for r in mine], np.float64),
-                "gt_boxes": dataset.boxes(record).astype(np.float64),
-                "gt_labels": dataset.labels(record),
-            }
+def gather_scenes(dataset: Any, detections: Detections, threshold: float) -> list[Scene]:
+    """Detections from a score on, best first, and objects of each image.
+
+    Args:
+      dataset: the evaluated set.
+      detections: [N, D]; row i is record i.
+      threshold: lowest score.
+    """
+    scenes = []
+    for record in range(dataset.num_records):
+        found = with_min_score(Detections(*(field[record] for field in detections)), threshold)
+        scenes.append(
+            Scene(
+                np.asarray(found.boxes),
+                np.asarray(found.scores),
+                np.asarray(found.labels),
+                dataset.boxes(record).astype(np.float64),
+                dataset.labels(record),
+            )
         )
-    return images
-
-
-def above(image: dict[str, Any], threshold: float) -> dict[str, Any]:
-    """An image with its detections from a score on."""
-    keep = image["scores"] >= threshold
-    return {**image, **{k: image[k][keep] for k in ("boxes", "labels", "scores")}}
+    return scenes
 
 
 def metrics_table(metrics: dict[str, float]) -> str:
@@ -130,7 +138,7 @@ def metrics_table(metrics: dict[str, float]) -> str:
     return table(["%", *METRICS], rows) + f'<p class="note">{note}</p>'
 
 
-def class_table(names: Sequence[str], curves: Sequence[Any]) -> str:
+def class_table(names: Sequence[str], curves: Sequence[ClassCurves]) -> str:
     """AP of each class at all sizes, and at each."""
     rows = []
     for name, curve in zip(names, curves, strict=True):
@@ -141,76 +149,96 @@ def class_table(names: Sequence[str], curves: Sequence[Any]) -> str:
     return table(["class", "AP", "AP50", "AP75", "small", "medium", "large", "AR100"], rows)
 
 
-def precision_plots(names: Sequence[str], curves: Sequence[Any]) -> str:
+def precision_charts(names: Sequence[str], curves: Sequence[ClassCurves]) -> str:
     """Precision over recall: of each class at IoU 0.5, and of all classes at several IoUs."""
     recall = np.linspace(0, 1, 101)
     known = [
         (n, c) for n, c in zip(names, curves, strict=True) if (c.precision[0, :, 0] > -1).all()
     ]
-    by_class = [(n, recall, c.precision[0, :, 0]) for n, c in known[: len(COLORS)]]
+    by_class = [
+        line_charts.Line(n, recall, c.precision[0, :, 0]) for n, c in known[: len(LINE_COLORS)]
+    ]
     by_iou = [
-        (f"IoU {0.5 + 0.05 * t:.2f}", recall, np.mean([c.precision[t, :, 0] for _, c in known], 0))
+        line_charts.Line(
+            f"IoU {0.5 + 0.05 * t:.2f}",
+            recall,
+            np.mean([c.precision[t, :, 0] for _, c in known], 0),
+        )
         for t in (0, 3, 5, 7, 9)
         if known
     ]
-    first = plot(by_class, title="Precision by class, IoU 0.5", x_label="recall", y_range=(0, 1))
-    second = plot(by_iou, title="All classes, by IoU", x_label="recall", y_range=(0, 1))
-    return f'<div class="row">{first}{second}</div>'
+    shown = f" (the first {len(by_class)})" if len(by_class) < len(known) else ""
+    titles = (f"by class{shown}, IoU 0.5", "mean of all classes, by IoU")
+    return chart(
+        line_charts.draw_charts(
+            [
+                line_charts.Chart(title, "recall", "precision", lines, y_max=1.02)
+                for title, lines in zip(titles, (by_class, by_iou), strict=True)
+            ]
+        ),
+        "precision over recall",
+    )
 
 
-def error_table(names: Sequence[str], images: list, verdicts: list) -> str:
+def error_table(names: Sequence[str], scenes: Sequence[Scene], verdicts: Sequence[Verdicts]) -> str:
     """Counts of each kind of detection and of missed objects, by class."""
-    labels = np.concatenate([image["labels"] for image in images])
+    labels = np.concatenate([scene.labels for scene in scenes])
     kinds = np.concatenate([verdict.kinds for verdict in verdicts])
-    gt_labels = np.concatenate([image["gt_labels"] for image in images])
+    gt_labels = np.concatenate([scene.gt_labels for scene in scenes])
     missed = np.concatenate([verdict.is_missed for verdict in verdicts])
     rows = []
     for label, name in [*enumerate(names), (None, "all")]:
         mine = labels >= 0 if label is None else labels == label
         objects = gt_labels >= 0 if label is None else gt_labels == label
-        counts = [int((mine & (kinds == k)).sum()) for k in range(len(error_analysis.KINDS))]
+        counts = [int((mine & (kinds == k)).sum()) for k in range(len(KINDS))]
         rows.append([name, int(objects.sum()), *counts, int((objects & missed).sum())])
-    return table(["class", "objects", *error_analysis.KINDS, "missed"], rows)
+    return table(["class", "objects", *KINDS, "missed"], rows)
 
 
-def confusion_table(names: Sequence[str], images: list, verdicts: list) -> str:
+def confusion_table(
+    names: Sequence[str], scenes: Sequence[Scene], verdicts: Sequence[Verdicts]
+) -> str:
     """Objects (rows) against detections (columns)."""
-    counts = error_analysis.confusion_matrix(images, verdicts, len(names))
+    counts = error_analysis.confusion_matrix(scenes, verdicts, len(names))
     rows = [[n, *row] for n, row in zip([*names, "nothing"], counts.tolist(), strict=True)]
     return table(["object \\ detected as", *names, "nothing"], rows)
 
 
-def false_positives(dataset: Any, images: list, verdicts: list, names: Sequence[str]) -> str:
+def false_positives(
+    dataset: Any, scenes: Sequence[Scene], verdicts: Sequence[Verdicts], names: Sequence[str]
+) -> str:
     """Thumbnails of the wrong detections with the highest scores."""
     wrong = [
-        (-image["scores"][i], record, i, error_analysis.KINDS[kind])
-        for record, (image, verdict) in enumerate(zip(images, verdicts, strict=True))
+        (-scene.scores[i], record, i, KINDS[kind])
+        for record, (scene, verdict) in enumerate(zip(scenes, verdicts, strict=True))
         for i, kind in enumerate(verdict.kinds)
-        if error_analysis.KINDS[kind] != "correct"
+        if KINDS[kind] != "correct"
     ]
     figures = []
     for score, record, i, kind in sorted(wrong)[:THUMBNAILS]:
-        image = images[record]
-        caption = f"{names[image['labels'][i]]} {-score:.2f}: {kind}; {dataset.file_name(record)}"
-        drawn = [(image["gt_boxes"], (40, 200, 80)), (image["boxes"][i : i + 1], (230, 40, 40))]
-        figures.append(thumbnail(read_image(dataset, record), image["boxes"][i], caption, drawn))
+        scene = scenes[record]
+        caption = f"{names[scene.labels[i]]} {-score:.2f}: {kind}; {dataset.file_name(record)}"
+        drawn = [(scene.gt_boxes, OBJECT_COLOR), (scene.boxes[i : i + 1], MISTAKE_COLOR)]
+        figures.append(thumbnail(read_image(dataset, record), scene.boxes[i], caption, drawn))
     note = '<p class="note">Red: the detection. Green: annotated objects.</p>'
     return note + f'<div class="row">{"".join(figures)}</div>' if figures else "<p>None.</p>"
 
 
-def missed_objects(dataset: Any, images: list, verdicts: list, names: Sequence[str]) -> str:
+def missed_objects(
+    dataset: Any, scenes: Sequence[Scene], verdicts: Sequence[Verdicts], names: Sequence[str]
+) -> str:
     """Thumbnails of the largest objects without a detection."""
     missed = [
-        (-float(np.prod(image["gt_boxes"][i, 2:] - image["gt_boxes"][i, :2])), record, int(i))
-        for record, (image, verdict) in enumerate(zip(images, verdicts, strict=True))
+        (-float(np.prod(scene.gt_boxes[i, 2:] - scene.gt_boxes[i, :2])), record, int(i))
+        for record, (scene, verdict) in enumerate(zip(scenes, verdicts, strict=True))
         for i in np.flatnonzero(verdict.is_missed)
     ]
     figures = []
     for _, record, i in sorted(missed)[:THUMBNAILS]:
-        image = images[record]
-        caption = f"{names[image['gt_labels'][i]]}; {dataset.file_name(record)}"
-        drawn = [(image["boxes"], (60, 120, 240)), (image["gt_boxes"][i : i + 1], (40, 200, 80))]
-        figures.append(thumbnail(read_image(dataset, record), image["gt_boxes"][i], caption, drawn))
+        scene = scenes[record]
+        caption = f"{names[scene.gt_labels[i]]}; {dataset.file_name(record)}"
+        drawn = [(scene.boxes, DETECTION_COLOR), (scene.gt_boxes[i : i + 1], OBJECT_COLOR)]
+        figures.append(thumbnail(read_image(dataset, record), scene.gt_boxes[i], caption, drawn))
     note = '<p class="note">Green: the missed object. Blue: detections.</p>'
     return note + f'<div class="row">{"".join(figures)}</div>' if figures else "<p>None.</p>"
 
@@ -218,7 +246,7 @@ def missed_objects(dataset: Any, images: list, verdicts: list, names: Sequence[s
 def assignment_table(recipe: Any) -> str:
     """Positives of the assigner by object size: how many an object gets, and on which level."""
     dataset = build.load_dataset(recipe, "train")
-    template, assigner = build.make_grid(recipe), make_assigner(recipe.assigner)
+    assigner = make_assigner(recipe.assigner)
     assign = jax.jit(assigner, static_argnums=0)
     records = np.linspace(0, dataset.num_records - 1, min(dataset.num_records, MAX_ASSIGNED))
     slots = int(dataset.num_boxes.max(initial=1))
@@ -228,8 +256,10 @@ def assignment_table(recipe: Any) -> str:
         target = resized_size(
             (int(size[0]), int(size[1])), recipe.data.short_side, recipe.data.max_long_side
         )
-        fitting = [b for b in recipe.data.buckets if b[0] >= target[0] and b[1] >= target[1]]
-        grid = template.with_image_shape(tuple(min(fitting, key=lambda b: b[0] * b[1])))
+        bucket = choose_bucket(target, recipe.data.buckets)
+        if bucket is None:
+            continue  # training would refuse it
+        grid = make_grid(recipe.anchors, bucket)
         count = len(dataset.labels(record))
         boxes = np.zeros((slots, 4), np.float32)
         boxes[:count] = dataset.boxes(record) * np.tile((np.array(target) / size)[::-1], 2)
@@ -260,19 +290,9 @@ def assignment_table(recipe: Any) -> str:
     return table([*header, *(f"% on P{level}" for level in range(3, 8))], rows)
 
 
-def training_plots(rows: list[dict[str, Any]]) -> str:
+def training_chart(rows: list[dict[str, Any]]) -> str:
     """Loss and AP over the steps."""
-
-    def series(key, name):
-        found = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-        steps, values = np.array(found, float).reshape(-1, 2).T
-        return name, steps, values
-
-    losses = [series(key, key) for key in ("loss", "loss_cls", "loss_box", "loss_centerness")]
-    quality = [series(f"eval/{name}", name) for name in ("AP", "AP50", "AP75")]
-    first = plot(losses, title="Loss", x_label="step")
-    second = plot(quality, title="Validation", x_label="step", y_range=(0, 1))
-    return f'<div class="row">{first}{second}</div>'
+    return chart(line_charts.draw_charts(line_charts.run_charts(rows)), "losses and AP by step")
 
 
 if __name__ == "__main__":

@@ -1,40 +1,113 @@
-"""Runs an exported detector with jax alone: python run_exported.py EXPORT_FOLDER IMAGE...
+"""Runs an exported detector with jax alone: prints one JSON line per detection.
 
 A copy of this file is all that another project needs (with jax, numpy and OpenCV installed).
 """
 
+import argparse
+import functools
 import json
 import pathlib
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
 from jax import export
 
-folder = pathlib.Path(sys.argv[1])
-about = json.loads((folder / "detector.json").read_text())
-programs = {}
 
-for path in sys.argv[2:]:
-    image = np.asarray(cv2.imread(path, cv2.IMREAD_COLOR_RGB), np.uint8)
+def resized_size(height: int, width: int, short_side: int, max_long_side: int) -> tuple[int, int]:
+    """(h, w) after resizing, as in training: the short side is rounded, the long one truncated."""
+    short, long = min(height, width), max(height, width)
+    if long / short * short_side > max_long_side:
+        short_side = max(1, int(round(max_long_side * short / long)))
+    if short == short_side:
+        return height, width
+    long_side = int(short_side * long / short)
+    return (long_side, short_side) if width < height else (short_side, long_side)
+
+
+def choose_file(
+    target: tuple[int, int], files: list[dict[str, Any]]
+) -> tuple[dict[str, Any], tuple[int, int]]:
+    """The file of fewest pixels that holds a resized image, and the (h, w) to resize to.
+
+    An image of extreme proportions may fit none: it is made smaller still, for the file in which
+    it stays largest.
+    """
+    h, w = target
+    fitting = [f for f in files if f["height"] >= h and f["width"] >= w]
+    if fitting:
+        return min(fitting, key=lambda f: f["height"] * f["width"]), target
+
+    def factor(f):
+        return min(f["height"] / h, f["width"] / w)
+
+    best = max(files, key=factor)
+    return best, (max(1, int(h * factor(best))), max(1, int(w * factor(best))))
+
+
+def detect(
+    image: np.ndarray, about: dict[str, Any], program_of: Callable[[str], Callable]
+) -> list[tuple[str, float, list[float]]]:
+    """(class, score, box) of each detection; the box is (x1, y1, x2, y2) in px of the image.
+
+    Args:
+      image: uint8 RGB [height, width, 3].
+      about: content of detector.json.
+      program_of: file name -> callable.
+    """
     height, width = image.shape[:2]
-    short, long = about["resize"]["short_side"], about["resize"]["max_long_side"]
-    if max(height, width) / min(height, width) * short > long:
-        short = round(long * min(height, width) / max(height, width))
-    longer = int(short * max(height, width) / min(height, width))
-    h, w = (short, longer) if height <= width else (longer, short)
-    fitting = [f for f in about["files"] if f["height"] >= h and f["width"] >= w]
-    file = min(fitting, key=lambda f: f["height"] * f["width"])
-    canvas = np.zeros((1, file["height"], file["width"], 3), np.uint8)
-    canvas[0, :h, :w] = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
-    if file["path"] not in programs:
-        program = export.deserialize(bytearray((folder / file["path"]).read_bytes()))
-        programs[file["path"]] = program.call
-    scale = np.array([[h / height, w / width]], np.float32)
-    outputs = programs[file["path"]](canvas, np.array([[h, w]], np.int32), scale)
+    resize = about["resize"]
+    target = resized_size(height, width, resize["short_side"], resize["max_long_side"])
+    file, (h, w) = choose_file(target, about["files"])
+    batch = about["batch_size"] if isinstance(about["batch_size"], int) else 1
+    images = np.zeros((batch, file["height"], file["width"], 3), np.uint8)
+    images[0, :h, :w] = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
+    sizes = np.tile(np.array([[h, w]], np.int32), (batch, 1))
+    scales = np.tile(np.array([[h / height, w / width]], np.float32), (batch, 1))
+    outputs = program_of(file["path"])(images, sizes, scales)
     boxes, scores, labels, is_valid = (np.asarray(output)[0].tolist() for output in outputs)
-    for box, score, label, valid in zip(boxes, scores, labels, is_valid, strict=True):
-        if valid:
-            name = about["class_names"][label]
-            found = {"file": path, "class": name, "score": score, "box": box}
-            print(json.dumps(found))
+    return [
+        (about["class_names"][label], score, box)
+        for box, score, label, valid in zip(boxes, scores, labels, is_valid, strict=True)
+        if valid
+    ]
+
+
+def main() -> int:
+    """Reads the command line, prints; returns the exit code, 1 where an image was left out."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=pathlib.Path, help="that --mode=export wrote")
+    parser.add_argument("images", nargs="+", help="image files")
+    arguments = parser.parse_args()
+    folder = arguments.folder
+    try:
+        about = json.loads((folder / "detector.json").read_text())
+    except OSError as error:
+        parser.error(f"{folder / 'detector.json'}: {error.strerror}. Give an export folder.")
+    if about["format"] != "stablehlo":
+        parser.error(f"{folder} holds {about['format']}: this program runs stablehlo only.")
+
+    @functools.cache
+    def program_of(name: str) -> Callable:
+        return export.deserialize(bytearray((folder / name).read_bytes())).call
+
+    num_failed = 0
+    for path in arguments.images:
+        image = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
+        try:
+            if image is None:
+                raise ValueError("no image that OpenCV reads")
+            found = detect(np.asarray(image, np.uint8), about, program_of)
+        except ValueError as error:
+            num_failed += 1
+            print(f"{path}: {error}", file=sys.stderr)
+            continue
+        for name, score, box in found:
+            print(json.dumps({"file": path, "class": name, "score": score, "box": box}))
+    return 1 if num_failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

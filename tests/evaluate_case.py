@@ -12,8 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atss_jax.evaluation import whole_split
+from atss_jax.evaluation.coco_results import detections_to_coco
+from atss_jax.evaluation.passes import make_passes
+from atss_jax.evaluation.postprocess import PostprocessSettings
+from atss_jax.evaluation.predict_step import make_predict_step
+from atss_jax.evaluation.whole_split import PlannedPass, evaluate
 from atss_jax.geometry.anchors import AnchorGrid
+from atss_jax.geometry.config import AnchorConfig
+from atss_jax.models.normalization import Normalization
 from atss_jax.runtime import parallel
 from atss_jax.structures import Batch, GroundTruth, HeadOutputs
 
@@ -21,8 +27,8 @@ SIZES = [(64, 96), (40, 90), (96, 64), (33, 96), (64, 50), (90, 40), (64, 96), (
 """(h, w) of the nine images; two buckets, 64x96 and 96x64."""
 
 BUCKETS = ((64, 96), (96, 64))
-NORMALIZE = {"mean": (0.0, 0.0, 0.0), "std": (64.0, 64.0, 64.0)}
-POSTPROCESS = {"pre_nms_top_k": 20, "max_detections": 10}
+NORMALIZATION = Normalization(mean=(0.0, 0.0, 0.0), std=(64.0, 64.0, 64.0))
+SETTINGS = PostprocessSettings(pre_nms_top_k=20, max_detections=10)
 
 
 class MeanNetwork:
@@ -104,20 +110,31 @@ def batches(batch_size, process_index=0, process_count=1):
 
 @functools.cache
 def predict_step(mesh, *, flip=False):
-    return whole_split.make_predict_step(
-        MeanNetwork(), AnchorGrid(BUCKETS[0]), normalize=NORMALIZE, postprocess=POSTPROCESS,
-        mesh=mesh, flip=flip,
-    )  # fmt: skip
+    return make_predict_step(
+        MeanNetwork(), AnchorConfig(), NORMALIZATION, SETTINGS, mesh=mesh, flip=flip
+    )
+
+
+def plain_pass(step, make_batches):
+    """One look at the images at their own size."""
+    return PlannedPass(make_passes("none", 48, 96)[0], step, make_batches)
+
+
+def as_results(outcome):
+    """(metrics, COCO results) of an outcome."""
+    dataset = SmallSet()
+    found = detections_to_coco(outcome.detections, dataset.image_ids, dataset.category_ids)
+    return outcome.metrics, found
 
 
 def run(mesh, step, batch_size):
     """(metrics, results) of the small set."""
-    host_batches = batches(batch_size, jax.process_index(), jax.process_count())
+    make_batches = functools.partial(batches, batch_size, jax.process_index(), jax.process_count())
     variables = jax.device_put({"shift": jnp.float32(0.25)}, parallel.replicated(mesh))
-    found = whole_split.evaluate(step, variables, host_batches, SmallSet(), mesh=mesh)
-    if found is None:
+    outcome = evaluate([plain_pass(step, make_batches)], variables, SmallSet(), mesh=mesh)
+    if outcome is None:
         raise RuntimeError("stopped")
-    return found
+    return as_results(outcome)
 
 
 def main(process, count, port, *batch_sizes):

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 from etils import epath
 
+from atss_jax.configs import coco_json
 from atss_jax.run import build, recipe_io, workdir_files
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime.checkpoint import Checkpointer
-from configs import coco_json
 
 CLASS_NAMES = ("ring", "box", "dot")
 CATEGORY_IDS = (2, 5, 9)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atss_jax.data.batch_plan import BatchPlan, choose_bucket
-from atss_jax.data.batch_rows import planned_rows, process_rows
+from atss_jax.data.batch_rows import process_rows
 from atss_jax.data.images import resized_size
 
 BUCKETS = ((96, 128), (96, 160), (160, 96))
@@ -65,17 +65,16 @@ def test_permutations_differ_between_passes_and_seeds():
 
 @pytest.mark.parametrize("hosts", [1, 2, 4, 8])
 def test_hosts_split_the_same_batches(hosts):
-    plan = make_plan(scale_crop=(0.5, 1.5), color_jitter=0.3)
+    plan = make_plan()
     for step in (0, 1, 57):
         whole = plan.step(step)
-        parts = [
-            planned_rows(make_plan(scale_crop=(0.5, 1.5), color_jitter=0.3).step(step), rows)
-            for rows in (process_rows(8, i, hosts) for i in range(hosts))
-        ]
+        parts = [make_plan().step(step).rows(process_rows(8, i, hosts)) for i in range(hosts)]
         joined = np.concatenate([part.record_index for part in parts])
         np.testing.assert_array_equal(joined, whole.record_index)
-        augmentations = sum((part.augmentations for part in parts), ())
-        assert augmentations == tuple(whole.augmentation(i) for i in range(8))
+        np.testing.assert_array_equal(np.concatenate([p.target for p in parts]), whole.target)
+        # step and row key the augmentations
+        assert [p.first_row for p in parts] == list(range(0, 8, 8 // hosts))
+        assert {p.step for p in parts} == {step}
 
 
 def test_constant_time_far_away_and_pickled():
@@ -91,33 +90,19 @@ def test_constant_time_far_away_and_pickled():
 
 def test_stream_is_pinned():
     """Resuming with another NumPy must go on with the same stream: raw Philox words are fixed."""
-    planned = make_plan(scale_crop=(0.5, 1.5)).step(12_345)
+    planned = make_plan(short_sides=tuple(range(64, 97))).step(12_345)
     assert planned.bucket == (96, 160)
     assert planned.record_index.tolist() == [87, 56, 190, 189, 42, 35, 171, 196]
-    assert planned.flip.astype(int).tolist() == [0, 1, 1, 0, 1, 0, 1, 0]
-    np.testing.assert_allclose(planned.factor[:2], [1.465112, 0.757357], atol=1e-6)
+    assert planned.target.min(axis=1).tolist() == [81, 73, 71, 77, 70, 73, 79, 67]
 
 
-def test_draws_have_their_ranges():
-    plan = make_plan(
-        short_sides=tuple(range(64, 97)), flip=0.25, scale_crop=(0.5, 2.0), color_jitter=0.2
-    )
+def test_short_sides_have_their_range():
+    plan = make_plan(short_sides=tuple(range(64, 97)))
     planned = [plan.step(s) for s in range(400)]
-    flips = np.concatenate([p.flip for p in planned])
-    assert abs(flips.mean() - 0.25) < 0.03
-    factors = np.concatenate([p.factor for p in planned])
-    assert 0.5 <= factors.min() < 0.52 and 1.98 < factors.max() < 2.0
-    colors = np.concatenate([p.color for p in planned])
-    assert 0.8 <= colors.min() < 0.81 and 1.19 < colors.max() < 1.2
     shorts = np.concatenate([p.target.min(axis=1) for p in planned])
     assert set(shorts) == set(range(64, 97))  # every integer of the range
     for p in planned:
         assert (p.target <= p.bucket).all()
-
-
-def test_no_augmentation_by_default():
-    planned = make_plan(flip=0.0).step(3)
-    assert not planned.flip.any() and (planned.factor == 1).all() and (planned.color == 1).all()
 
 
 def test_images_go_to_the_smallest_bucket():
@@ -155,9 +140,9 @@ def test_fingerprint_tells_plans_apart():
         make_plan(seed=1),
         make_plan(199),
         make_plan(global_batch=4),
-        make_plan(flip=0.4),
-        make_plan(scale_crop=(0.9, 1.0)),
-        make_plan(color_jitter=0.1),
+        make_plan(augmentations=()),
+        make_plan(augmentations=("flip(0.4)",)),
+        make_plan(augmentations=("flip(0.5)", "color_jitter(0.1)")),
         make_plan(short_sides=(90, 96)),
     ]
     assert len({same, *(plan.fingerprint() for plan in others)}) == 8
@@ -173,9 +158,7 @@ def test_fingerprint_tells_plans_apart():
         ({"short_sides": (96, 128)}, "fits none"),  # the largest of a range must fit
         ({"short_sides": ()}, "short sides"),
         ({"short_sides": (200,)}, "short sides"),
-        ({"flip": 1.5}, "data.flip=1.5"),
-        ({"scale_crop": (1.5, 0.5)}, "data.scale_crop"),
-        ({"color_jitter": 1.0}, "data.color_jitter"),
+        ({"augmentations": ("flip(1.5)",)}, "probability must be at least 0 and at most 1"),
         ({"global_batch": 0}, "data.global_batch=0"),
         ({"keep": np.zeros(200, bool)}, "no record to train on"),
     ],

@@ -9,9 +9,10 @@ import pytest
 from atss_jax.evaluation.coco_metrics import (
     METRICS,
     coco_metrics,
-    detections_to_coco,
+    known_or_none,
     precision_curves,
 )
+from atss_jax.evaluation.coco_results import coco_to_detections, detections_to_coco
 from atss_jax.structures import Detections
 
 
@@ -68,21 +69,26 @@ def small_truth() -> dict:
 
 def test_detections_become_results():
     detections = Detections(
-        boxes=np.array([[[5, 6, 25, 16], [0, 0, 0, 0]]] * 2, np.float32),
-        scores=np.array([[0.75, 0]] * 2, np.float32),
+        boxes=np.array([[[0, 0, 0, 0]] * 2, [[5, 6, 25, 16], [0, 0, 0, 0]]], np.float32),
+        scores=np.array([[0, 0], [0.75, 0]], np.float32),
         labels=np.zeros((2, 2), np.int32),
-        is_valid=np.array([[True, False]] * 2),
+        is_valid=np.array([[False, False], [True, False]]),
     )
     truth = small_truth()
     ids = [image["id"] for image in truth["images"]]
-    results = detections_to_coco(detections, np.array([1, -1]), ids, [9, 4])
+    results = detections_to_coco(detections, ids, [9, 4])
     assert results == [
         {"image_id": 2**40 + 1, "category_id": 9, "bbox": [5.0, 6.0, 20.0, 10.0], "score": 0.75}
     ]
+    again = coco_to_detections(results, ids, [9, 4])
+    for a, b in zip(again, detections, strict=True):
+        np.testing.assert_array_equal(a, b[:, :1])
     metrics = coco_metrics(truth, results, **classes_of(truth))
     # One of two objects found, exactly: precision 1 up to recall 0.5 (51 of 101 points).
     assert metrics["AP"] == metrics["AP/late"] == pytest.approx(51 / 101)
     assert metrics["AR100"] == 0.5 and metrics["AP/early"] == -1
+    assert known_or_none(metrics)["AP/early"] is None
+    assert known_or_none(metrics)["AP"] == metrics["AP"]
     curves = precision_curves(truth, results, category_ids=[9, 4])
     assert curves[0].precision.shape == (10, 101, 4) and (curves[1].precision == -1).all()
     assert curves[0].precision[0, :, 0].sum() == pytest.approx(51)
@@ -103,3 +109,23 @@ def test_bad_arguments():
         coco_metrics(truth, [result], **classes_of(truth))
     with pytest.raises(ValueError, match='use "pycocotools"'):
         coco_metrics(truth, [], **classes_of(truth), backend="coco")
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", "hotcoco"])
+@pytest.mark.parametrize(("field", "value"), [("bbox", [5, 6, np.nan, 10]), ("score", np.inf)])
+def test_results_that_are_not_finite(backend, field, value):
+    """pycocotools alone takes a NaN box for a perfect match: AP 1."""
+    truth = small_truth()
+    result = {"image_id": 2**40 + 1, "category_id": 9, "bbox": [5, 6, 20, 10], "score": 1.0}
+    results = [{**result, "image_id": 2**40}, {**result, field: value}]
+    with pytest.raises(ValueError, match=f"1 of 2 results are not finite.*image {2**40 + 1}"):
+        coco_metrics(truth, results, **classes_of(truth), backend=backend)
+
+
+def test_classes_of_one_name():
+    truth = small_truth()
+    for category in truth["categories"]:
+        category["name"] = "same"
+    metrics = coco_metrics(truth, [], **classes_of(truth))
+    assert metrics["AP/same (id 9)"] == 0 and metrics["AP/same (id 4)"] == -1
+    assert "AP/same" not in metrics

@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from atss_jax import main
-from atss_jax.run import recipe_io
-from atss_jax.run.recipe import Recipe
-from configs import (
+from atss_jax.configs import (
     ablations,
     atss_r50_fpn_1x,
     coco_json,
@@ -22,6 +20,8 @@ from configs import (
     quickstart,
     retinanet_r50_fpn_1x,
 )
+from atss_jax.run import recipe_io
+from atss_jax.run.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = [
@@ -101,7 +101,7 @@ def test_every_declared_argument_is_documented_and_tested(recipe):
     tested = {part.split("=")[0] for text in ARGUMENT_VALUES[recipe] for part in text.split(",")}
     assert tested == set(recipe.ARGUMENTS)
     for name in recipe.ARGUMENTS:
-        assert name in recipe.get_config.__doc__
+        assert name in recipe.recipe.__doc__
 
 
 @pytest.mark.parametrize(
@@ -197,8 +197,8 @@ def test_a_missing_field_has_its_default_and_a_wrong_type_is_refused():
     del values["model"]["width"]
     assert recipe_io.recipe_from_mapping(values).model.width == 1.0
     values = quickstart.get_config().to_dict()
-    values["data"]["flipp"] = 0.5
-    with pytest.raises(ValueError, match="Did you mean config.data.flip?"):
+    values["data"]["prefetchh"] = 3
+    with pytest.raises(ValueError, match="Did you mean config.data.prefetch?"):
         recipe_io.recipe_from_mapping(values)
 
 
@@ -250,3 +250,15 @@ def test_parse_arg():
         common.parse_arg("bakbone=r50", backbone="r101")
     with pytest.raises(ValueError, match="expected int"):
         common.parse_arg("k=many", k=9)
+
+
+def test_the_former_augmentation_fields_are_read_and_named():
+    former = {"flip": 0.25, "scale_crop": [0.5, 2.0], "color_jitter": 0.2}
+    upgraded = recipe_io.recipe_from_mapping({"data": former}).data.augmentations
+    assert upgraded == ("flip(0.25)", "scale_crop(0.5, 2.0)", "color_jitter(0.2)")
+    plain = {"flip": 0.0, "scale_crop": [], "color_jitter": 0.0}
+    assert recipe_io.recipe_from_mapping({"data": plain}).data.augmentations == ()
+    with pytest.raises(ValueError, match="config.data.flip: no such field. It is an entry of"):
+        recipe_io.recipe_from_mapping({"data": {"flip": 0.5, "augmentations": []}})
+    message = recipe_io.unknown_field_message("data.color_jitter")
+    assert message.endswith("such as 'color_jitter(0.2)'")

@@ -75,11 +75,11 @@ def test_check(run, source, tmp_path):
 def test_browse(run, source, tmp_path):
     out = tmp_path / "sheet.png"
     arguments = ["--short_sides=40-48", "--batch_size=2", "--batches=2", f"--out={out}"]
-    more = ["--scale_crop", "0.5", "1.5", "--color_jitter=0.2", "--tile_width=120"]
+    more = ["--tile_width=120", "--augmentations", "scale_crop(0.5, 1.5)", "mosaic(0.5)"]
     _, status = run("browse_data.py", *source, *SMALL, *arguments, *more)
     assert status == 0
     sheet = cv2.imread(str(out))
-    assert sheet is not None and sheet.shape[1] == 240 and sheet.max() > 100
+    assert sheet is not None and sheet.shape[1] == 2 * 120 + 3 * 10 and sheet.max() > 100
 
 
 @pytest.mark.slow

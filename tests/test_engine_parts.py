@@ -11,11 +11,11 @@ import pytest
 from etils import epath
 from jax.sharding import AxisType, PartitionSpec
 
+from atss_jax.configs import quickstart
 from atss_jax.run import workdir_files
 from atss_jax.run.recipe_io import recipe_from_mapping
 from atss_jax.runtime import compiled, metric_writer, parallel
 from atss_jax.runtime.checkpoint import Checkpointer, restore_part
-from configs import quickstart
 
 
 def test_one_program_a_shape_and_a_warning_for_more(caplog):

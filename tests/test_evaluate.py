@@ -1,5 +1,6 @@
 """Evaluation: the same numbers for all hosts, devices and batch sizes; each image once."""
 
+import functools
 import json
 import socket
 import subprocess
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atss_jax.evaluation import whole_split
+from atss_jax.evaluation import predict_step, whole_split
 from atss_jax.evaluation.passes import make_passes
 from atss_jax.runtime import parallel
 from atss_jax.runtime.parallel import AXIS
@@ -80,7 +81,7 @@ def test_no_collectives():
     batch = next(case.batches(8))
     arrays = parallel.shard_batch((batch.image, batch.image_size, batch.scale), mesh)
     variables = jax.device_put({"shift": jnp.float32(0.25)}, parallel.replicated(mesh))
-    program = case.predict_step(mesh).lower(variables, *arrays).compile().as_text()
+    program = case.predict_step(mesh).lower(variables, *arrays).compile().as_text()  # type: ignore[attr-defined]
     assert "fusion" in program
     for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert collective not in program
@@ -96,14 +97,15 @@ def test_lost_and_doubled_images():
 def test_stop_and_no_metrics():
     step = case.predict_step(ONE_DEVICE)
     variables = {"shift": jnp.float32(0.25)}
+    passes = [case.plain_pass(step, lambda: case.batches(1))]
     stopped = whole_split.evaluate(
-        step, variables, case.batches(1), case.SmallSet(), mesh=ONE_DEVICE, should_stop=lambda: True
+        passes, variables, case.SmallSet(), mesh=ONE_DEVICE, should_stop=lambda: True
     )
     assert stopped is None
     found = whole_split.evaluate(
-        step, variables, case.batches(1), case.SmallSet(), mesh=ONE_DEVICE, with_metrics=False
+        passes, variables, case.SmallSet(), mesh=ONE_DEVICE, with_metrics=False
     )
-    assert found is not None and found[0] == {} and len(found[1]) > 10
+    assert found is not None and found.metrics == {} and found.detections.is_valid.sum() > 10
 
 
 def test_mirroring():
@@ -112,7 +114,7 @@ def test_mirroring():
     variables = {"shift": jnp.float32(0.25)}
     sizes, scale = jnp.asarray(batch.image_size), jnp.asarray(batch.scale)
     images = jnp.asarray(batch.image)
-    mirrored = whole_split.mirror_images(images, sizes)
+    mirrored = predict_step.mirror_images(images, sizes)
     for row, (height, width) in enumerate(batch.image_size):
         np.testing.assert_array_equal(
             mirrored[row, :height, :width], images[row, :height, :width][:, ::-1]
@@ -122,7 +124,7 @@ def test_mirroring():
     unmirrored = case.predict_step(None, flip=True)(variables, mirrored, sizes, scale)
     np.testing.assert_array_equal(plain.scores, unmirrored.scores)
     np.testing.assert_allclose(
-        whole_split.mirror_boxes(jnp.asarray(plain.boxes), sizes, scale)[plain.is_valid],
+        predict_step.mirror_boxes(jnp.asarray(plain.boxes), sizes, scale)[plain.is_valid],
         unmirrored.boxes[unmirrored.is_valid],
         atol=1e-3,
     )
@@ -131,7 +133,7 @@ def test_mirroring():
 @pytest.mark.slow
 def test_passes_are_merged(reference):
     """A plain pass alone changes nothing but what voting merges; a second one adds boxes."""
-    steps = (case.predict_step(ONE_DEVICE), case.predict_step(ONE_DEVICE, flip=True))
+    plain, mirrored = case.predict_step(ONE_DEVICE), case.predict_step(ONE_DEVICE, flip=True)
     variables = {"shift": jnp.float32(0.25)}
     passes = make_passes("flip", 48, 96)
     seen = []
@@ -140,11 +142,15 @@ def test_passes_are_merged(reference):
         seen.append(one_pass)
         return case.batches(7)
 
-    found = whole_split.evaluate_passes(
-        steps, variables, make_batches, passes, case.SmallSet(), mesh=ONE_DEVICE
-    )
+    planned = [
+        whole_split.PlannedPass(
+            one, mirrored if one.flip else plain, functools.partial(make_batches, one)
+        )
+        for one in passes
+    ]
+    found = whole_split.evaluate(planned, variables, case.SmallSet(), mesh=ONE_DEVICE)
     assert found is not None and seen == list(passes)
-    metrics, results = found
+    metrics, results = case.as_results(found)
     assert 0 < metrics["AP50"] <= 1 and len(results) > len(reference[1])
     best = {r["image_id"]: r["score"] for r in reversed(results)}
     for result in reference[1]:

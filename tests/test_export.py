@@ -1,5 +1,7 @@
 """Exported programs: the same detections as the live detector, in a process without the package."""
 
+import datetime
+import hashlib
 import json
 import os
 import subprocess
@@ -7,6 +9,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -32,19 +35,24 @@ def exported(tmp_path_factory):
     return Detector.load(workdir), export.export_workdir(config, workdir)
 
 
-def run_without_package(folder, paths, tmp_path) -> list[dict]:
-    """Output of the example program, copied away and run where the package cannot be imported."""
+def run_program(arguments, tmp_path) -> subprocess.CompletedProcess:
+    """The example program, copied away and run where the package cannot be imported."""
     (tmp_path / "program.py").write_text(PROGRAM.read_text())
     blocker = tmp_path / "atss_jax"
-    blocker.mkdir()
+    blocker.mkdir(exist_ok=True)
     (blocker / "__init__.py").write_text('raise ImportError("not here")\n')
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"}
     check = [sys.executable, "-c", "import atss_jax"]
     assert subprocess.run(check, env=environment, capture_output=True).returncode != 0
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "program.py"), str(folder), *map(str, paths)],
+    return subprocess.run(
+        [sys.executable, str(tmp_path / "program.py"), *map(str, arguments)],
         env=environment, capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
+
+
+def run_without_package(folder, paths, tmp_path) -> list[dict]:
+    """What the program prints for readable images."""
+    done = run_program([folder, *paths], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -96,13 +104,53 @@ def test_description_and_any_batch(exported, tmp_path):
     check_equal(detector, paths, run_without_package(folder, paths, tmp_path))
 
 
-def test_bad_settings(tmp_path):
+def test_description_says_until_when_and_what(exported):
+    _, folder = exported
+    about = json.loads((folder / "detector.json").read_text())
+    assert about["versions"]["jax"] == jax.__version__ in about["loads_with"]
+    assert "6 months" in about["loads_with"]
+    exported_on = datetime.date.fromisoformat(about["exported_on"])
+    assert abs((datetime.datetime.now(datetime.UTC).date() - exported_on).days) <= 1
+    for entry in about["files"]:
+        data = (folder / entry["path"]).read_bytes()
+        assert entry["sha256"] == hashlib.sha256(data).hexdigest()
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_program_answers_everything(exported, tmp_path):
+    """Help, no arguments, no image, images of extreme proportions: answers, no tracebacks."""
+    _, folder = exported
+    for arguments, code, text in (
+        (["--help"], 0, "--mode=export wrote"),
+        ([], 2, "the following arguments are required"),
+        ([tmp_path, "a.png"], 2, "Give an export folder"),
+    ):
+        done = run_program(arguments, tmp_path)
+        assert done.returncode == code and text in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    paths = [tmp_path / "broken.png"]
+    for height, width in ((270, 100), (20, 400), (1, 300)):
+        paths.append(tmp_path / f"{height}x{width}.png")
+        image = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+        cv2.imwrite(str(paths[-1]), image)
+    done = run_program([folder, *paths], tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"{paths[0]}: no image that OpenCV reads" in done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {line["file"] for line in lines} >= {str(path) for path in paths[1:3]}
+    for line in lines:
+        width = int(Path(line["file"]).stem.split("x")[1])
+        assert 0 <= line["box"][0] <= line["box"][2] <= width + 1e-2
+
+
+def test_bad_settings():
     for field, value, message in (
         ("export.format", "tflite", "export.format='tflite': use one of stablehlo, onnx"),
-        ("export.platforms", ("cpu", "npu"), "use some of cpu, cuda"),
+        ("export.platforms", ("cpu", "npu"), "export.platforms='npu': use one of cpu, cuda"),
     ):
         with pytest.raises(ValueError, match=message):
-            export.export_workdir(make_config(**{field: value}), epath.Path(tmp_path))
+            make_config(**{field: value})
 
 
 @pytest.mark.slow

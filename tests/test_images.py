@@ -1,30 +1,56 @@
-"""Pixels and boxes move together; odd files decode or say why not."""
-
-import io
-import json
+"""Pixels and boxes move together."""
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
 
 from atss_jax.data import images
-from atss_jax.data.images import Augmentation, move_boxes, resized_size, write_row
+from atss_jax.data.images import (
+    Placement,
+    move_boxes,
+    official_resized_size,
+    resized_size,
+    write_row,
+)
 
 CROPS = [(0.0, 0.0), (0.3, 0.8), (0.999, 0.999)]
 
 
-def test_resized_size_is_the_official_one(shared):
+def test_resized_size_is_the_official_one_within_the_limit(shared):
     golden = np.load(shared / "golden" / "misc.npz")["resize_w_h_min_max_oh_ow"]
-    for width, height, short_side, max_long_side, out_height, out_width in golden.tolist():
-        found = resized_size((height, width), short_side, max_long_side)
-        assert found == (out_height, out_width), (width, height)
+    for width, height, short_side, max_long_side, *official in golden.tolist():
+        args = (height, width), short_side, max_long_side
+        assert official_resized_size(*args) == tuple(official), args
+        clamped = tuple(min(side, max_long_side) for side in official)
+        assert resized_size(*args) == clamped, args
 
 
-def test_resized_size_never_vanishes():
-    assert resized_size((1, 5000), 800, 1333) == (1, 5000)
-    assert resized_size((1, 1), 800, 1333) == (800, 800)
-    assert min(resized_size((3, 9000), 800, 1333)) >= 1
+@pytest.mark.parametrize(
+    ("size", "limits", "expected"),
+    [
+        ((375, 1242), (240, 320), (97, 320)),  # KITTI; 321 officially
+        ((300, 900), (240, 320), (107, 320)),
+        ((1080, 2560), (128, 160), (68, 160)),
+        ((20, 4000), (800, 1333), (7, 1333)),
+        ((4000, 20), (800, 1333), (1333, 7)),
+        ((1, 5000), (800, 1333), (1, 1333)),
+        ((1, 1), (800, 1333), (800, 800)),
+        ((480, 640), (800, 1333), (800, 1066)),
+    ],
+)
+def test_resized_size_of_odd_shapes(size, limits, expected):
+    assert resized_size(size, *limits) == expected
+
+
+@pytest.mark.parametrize("limits", [(240, 320), (128, 160), (800, 1333), (640, 640), (1, 1)])
+def test_resized_size_never_exceeds_the_limit_nor_vanishes(limits):
+    sides = np.random.default_rng(0).integers(1, [[300], [5000]], (2, 4000))
+    for size in [*zip(*sides.tolist(), strict=True), *zip(*sides[::-1].tolist(), strict=True)]:
+        found = resized_size(size, *limits)
+        assert min(found) >= 1 and max(found) <= limits[1], size
+        # the aspect ratio holds to within a pixel of either side
+        scale = max(found) / max(size)
+        assert abs(min(found) - max(1, min(size) * scale)) < 1.5, size
 
 
 def draw_box(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:
@@ -46,7 +72,7 @@ def measured_box(content: np.ndarray) -> list[float]:
     return [x1, y1, x2, y2]
 
 
-@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("flip", [(False, False), (False, True), (True, False), (True, True)])
 @pytest.mark.parametrize("factor", [1.0, 0.6, 1.7])
 @pytest.mark.parametrize("crop", CROPS)
 def test_boxes_follow_the_pixels(flip, factor, crop):
@@ -54,8 +80,12 @@ def test_boxes_follow_the_pixels(flip, factor, crop):
     box = (22, 14, 47, 33)
     image = draw_box(48, 64, box)
     row = np.full((128, 160, 3), 77, np.uint8)
-    placement = write_row(row, image, (96, 128), Augmentation(flip=flip, factor=factor, crop=crop))
-    boxes, keep = move_boxes(np.array([box], np.float32), 64, placement, flip)
+    placement = Placement.whole((96, 128))
+    for axis in range(2):
+        placement = placement.mirrored(axis) if flip[axis] else placement
+    placement = placement.rescaled(factor).cropped((96, 128), crop)
+    write_row(row, image, placement)
+    boxes, keep = move_boxes(np.array([box], np.float32), (48, 64), placement)
     height, width = placement.size
     assert (row[height:] == 0).all() and (row[:, width:] == 0).all()
     assert (row[:height, :width] > 0).all()
@@ -66,27 +96,40 @@ def test_boxes_follow_the_pixels(flip, factor, crop):
 
 
 def test_flipping_twice_is_nothing():
-    box = np.array([[3.0, 4.0, 20.5, 30.25]], np.float32)
-    placement = images.Placement((48, 64), (1.0, 1.0), (0, 0))
-    once, _ = move_boxes(box, 64, placement, True)
-    twice, _ = move_boxes(once, 64, placement, True)
+    box = np.array([[3.0, 4.0, 20.5, 30.25]])
+    mirrored = Placement.whole((48, 64)).mirrored(1)
+    once, _ = move_boxes(box, (48, 64), mirrored)
+    twice, _ = move_boxes(once, (48, 64), mirrored)
     np.testing.assert_array_equal(twice, box)
     np.testing.assert_array_equal(once, [[43.5, 4.0, 61.0, 30.25]])
+    cropped = Placement.whole((48, 64)).cropped((20, 30), (0.2, 0.7))
+    assert cropped.mirrored(0).mirrored(0) == cropped
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_crop_then_a_flip_is_the_mirrored_crop(axis):
+    image = np.random.default_rng(0).integers(0, 256, (37, 61, 3), np.uint8)
+    cropped = Placement.whole((37, 61)).cropped((20, 30), (0.2, 0.7))
+    plain, mirrored = np.empty((2, 20, 30, 3), np.uint8)
+    write_row(plain, image, cropped)
+    write_row(mirrored, image, cropped.mirrored(axis))
+    np.testing.assert_array_equal(mirrored, np.flip(plain, axis))
 
 
 def test_plain_row_is_opencv_resize():
     image = np.random.default_rng(0).integers(0, 256, (37, 61, 3), np.uint8)
     row = np.empty((96, 160, 3), np.uint8)
-    placement = write_row(row, image, (80, 131), Augmentation())
+    placement = Placement.whole((80, 131))
+    write_row(row, image, placement)
     expected = cv2.resize(image, (131, 80), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_array_equal(row[:80, :131], expected)
-    assert placement == ((80, 131), (80 / 37, 131 / 61), (0, 0))
+    assert placement.scale(image.shape) == (80 / 37, 131 / 61)
 
 
 def test_crops_drop_boxes_that_are_hardly_visible():
-    placement = images.Placement((50, 60), (1.0, 1.0), (0, 40))
+    placement = Placement((50, 60), full=(50, 200), size=(50, 60), offset=(0, 40))
     boxes = np.array([[0, 0, 50, 10], [0, 0, 80, 10], [45, 5, 70, 20], [0, 0, 30, 30]], np.float32)
-    moved, keep = move_boxes(boxes, 200, placement, False)
+    moved, keep = move_boxes(boxes, (50, 200), placement)
     assert keep.tolist() == [False, True, True, False]  # 20 %, 50 %, all, nothing visible
     np.testing.assert_array_equal(moved[1], [0, 0, 40, 10])
 
@@ -100,80 +143,3 @@ def test_color_jitter():
     assert np.ptp(gray, axis=-1).max() <= 1  # saturation 0
     flat = images.jitter_color(image, (1.0, 0.0, 1.0)).astype(int)
     assert np.ptp(flat.reshape(-1, 3), axis=0).max() <= 1  # contrast 0
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_pillows(orientation):
-    pixels = np.random.default_rng(2).integers(0, 256, (7, 5, 3), np.uint8)
-    exif = Image.Exif()
-    exif[images.ORIENTATION_TAG] = orientation
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
-    data = buffer.getvalue()
-    assert images.read_header(data) == ((7, 5), orientation)
-    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
-    np.testing.assert_array_equal(images.decode(data, orientation), expected)
-    np.testing.assert_array_equal(images.decode(data), pixels)  # as stored
-    assert images.oriented_size((7, 5), orientation) == expected.shape[:2]
-
-
-def test_awkward_files(shared):
-    folder = shared / "data" / "awkward_images"
-    for entry in json.loads((folder / "manifest.json").read_text())["files"]:
-        data = (folder / entry["file"]).read_bytes()
-        if not entry["decodes"]:
-            with pytest.raises(ValueError):
-                images.read_header(data)
-                images.decode(data)
-            continue
-        size, orientation = images.read_header(data)
-        assert size == (entry["height"], entry["width"]), entry["file"]
-        assert orientation == (entry["exif_orientation"] or 1), entry["file"]
-        image = images.decode(data)
-        assert image.dtype == np.uint8 and image.shape == (*size, 3), entry["file"]
-        if "rgb_mean" in entry:
-            # CMYK differs by 1 between the libraries' conversions
-            np.testing.assert_allclose(
-                image.reshape(-1, 3).mean(axis=0),
-                entry["rgb_mean"],
-                atol=1.2,
-                err_msg=entry["file"],
-            )
-
-
-def encode(image: Image.Image, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
-
-
-def test_modes_without_shared_files():
-    """Gray, 16 bits, palette, alpha, 1 bit, CMYK, a format that only Pillow reads."""
-    ramp = np.linspace(0, 255, 12 * 9).astype(np.uint8).reshape(9, 12)
-    gray = Image.fromarray(ramp)
-    for image, kind in (
-        (gray, "PNG"),
-        (gray.convert("P"), "PNG"),
-        (Image.merge("LA", (gray, gray)), "PNG"),
-        (Image.fromarray(ramp.astype(np.uint16) * 257), "PNG"),
-        (gray.convert("RGBA"), "PNG"),
-        (gray, "TGA"),
-    ):
-        found = images.decode(encode(image, kind))
-        assert found.shape == (9, 12, 3), kind
-        assert np.abs(found.astype(int) - ramp[..., None]).max() <= 1, (image.mode, kind)
-    assert set(images.decode(encode(gray.convert("1"), "PNG")).reshape(-1)) == {0, 255}
-    assert images.decode(encode(gray.convert("CMYK"), "JPEG")).shape == (9, 12, 3)
-
-
-def test_cut_jpeg_is_not_filled_with_gray():
-    noise = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
-    data = encode(Image.fromarray(noise), "JPEG")
-    assert images.decode(data).shape == (64, 80, 3)
-    assert images.decode(data + b"trailing bytes").shape == (64, 80, 3)
-    with pytest.raises(ValueError, match="cut off"):
-        images.decode(data[: len(data) // 2])
-    with pytest.raises(ValueError, match="empty"):
-        images.decode(b"")
-    with pytest.raises(ValueError, match="does not decode"):
-        images.decode(b"not an image")

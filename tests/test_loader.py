@@ -1,5 +1,6 @@
 """Batches: exact pixels and boxes, order, resume, hosts, workers, overflow, evaluation."""
 
+import hashlib
 import json
 import multiprocessing
 from pathlib import Path
@@ -9,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from atss_jax.data import loader
+from atss_jax.data import augment, augment_list, loader
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.coco import load_coco
 from atss_jax.data.dataset import DetectionDataset
@@ -58,8 +59,7 @@ def make_plan(dataset: DetectionDataset, **keywords) -> BatchPlan:
         "seed": 3,
         "short_sides": (40, 44, 48),
         "max_long_side": 96,
-        "scale_crop": (0.6, 1.5),
-        "color_jitter": 0.2,
+        "augmentations": ("flip(0.5)", "scale_crop(0.6, 1.5)", "color_jitter(0.2)"),
     } | keywords
     return BatchPlan(dataset.sizes, **keywords)
 
@@ -78,9 +78,7 @@ def take(batches: loader.Batches, count: int) -> list[Batch]:
 
 def test_batch_content(dataset):
     """A plain batch is cv2.resize of the files, with scaled boxes."""
-    plan = make_plan(
-        dataset, short_sides=(48,), scale_crop=(), color_jitter=0.0, flip=0.0, global_batch=3
-    )
+    plan = make_plan(dataset, short_sides=(48,), augmentations=(), global_batch=3)
     batch = loader.batch_at(dataset, plan, 5, max_boxes=6)
     shapes = loader.batch_shapes(plan.step(5).bucket, 3, 6)
     for value, shape in zip(
@@ -115,6 +113,58 @@ def test_augmented_boxes_stay_inside(dataset):
         limits = np.broadcast_to(batch.image_size[:, None, ::-1], (4, 6, 2))[truth.is_valid]
         assert (truth.boxes[truth.is_valid][:, 2:] <= limits).all()
         assert not truth.boxes[~truth.is_valid].any()
+
+
+MIXED = ("mosaic(0.5)", "mixup(0.5)", "vertical_flip(0.5)", "scale_crop(0.8, 1.2)")
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_mixed_images_do_not_depend_on_hosts(dataset, hosts):
+    """Also when they need other images, and more boxes than slots keep the largest."""
+    plan = make_plan(dataset, augmentations=MIXED)
+    for step in range(4):
+        whole = loader.batch_at(dataset, plan, step, max_boxes=4)
+        parts = [
+            loader.batch_at(dataset, plan, step, max_boxes=4, process_index=i, process_count=hosts)
+            for i in range(hosts)
+        ]
+        np.testing.assert_array_equal(np.concatenate([p.image for p in parts]), whole.image)
+        boxes = np.concatenate([p.ground_truth.boxes for p in parts])
+        np.testing.assert_array_equal(boxes, whole.ground_truth.boxes)
+
+
+class FormerDraws(augment.Draws):
+    """Numbers of the layout before each augmentation had its own: eight words per row."""
+
+    COLUMNS = ((1,), (2, 3, 4), (5, 6, 7))
+
+    def __init__(self, seed: int, step: int, row: int, place: int):
+        key, counter = np.array([seed, 1], np.uint64), np.array([0, 0, step, 0], np.uint64)
+        words = np.random.Philox(key=key, counter=counter).random_raw(8 * (row + 1))[8 * row :]
+        uniform = (words >> np.uint64(11)) * 2.0**-53
+        self._left = iter([float(uniform[column]) for column in self.COLUMNS[place]])
+
+    def uniform(self) -> float:
+        return next(self._left)
+
+
+def test_equal_draws_give_the_batches_of_the_former_code(dataset, monkeypatch):
+    """Hashes of pixels, boxes and all else made by the version of commit 30a6cc9."""
+    monkeypatch.setattr(augment_list, "Draws", FormerDraws)
+    plan = make_plan(dataset)
+    former = {
+        0: "32c68967eb38329b",
+        1: "47911a04bb93e242",
+        7: "bc166be25e249ad2",
+        1000: "3ee245b3ae485e03",
+    }
+    for step, expected in former.items():
+        batch = loader.batch_at(dataset, plan, step)
+        digest = hashlib.sha256()
+        fields = (batch.image, batch.image_size, batch.record_index, batch.scale)
+        for value in (*fields, *batch.ground_truth):
+            digest.update(np.ascontiguousarray(value).tobytes())
+        assert digest.hexdigest()[:16] == expected, step
 
 
 @pytest.mark.parametrize("prefetch", [0, 3])
@@ -197,7 +247,7 @@ def test_evaluation_sees_every_image_once(dataset, hosts):
 
 
 def test_too_many_boxes(dataset):
-    plan = make_plan(dataset, scale_crop=())
+    plan = make_plan(dataset, augmentations=("flip(0.5)",))
     message = r"image 40 \(4.png\): 4 ground-truth boxes, but data.max_boxes=3 \(4 such images"
     with pytest.raises(ValueError, match=message):
         loader.train_batches(dataset, plan, max_boxes=3)

@@ -1,4 +1,4 @@
-"""class_wise_nms: torchvision's and the official code's kept indices, the oracle, jit and vmap."""
+"""NMS, hard and soft: kept indices of torchvision and the official code, oracles, jit and vmap."""
 
 import functools
 from pathlib import Path
@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from atss_jax.geometry.nms import class_wise_nms
-from tests.oracles.nms import greedy_nms
+from atss_jax.geometry.nms import class_wise_nms, class_wise_soft_nms
+from tests.oracles.nms import greedy_nms, soft_nms
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -104,3 +104,65 @@ def test_vmap_equals_loop():
         single = run(*scene, is_valid[i])
         np.testing.assert_array_equal(batched[0][i], single[0])
         np.testing.assert_array_equal(batched[1][i], single[1])
+
+
+@functools.partial(jax.jit, static_argnames=("kind", "iou_threshold", "max_detections"))
+def run_soft(boxes, scores, labels, is_valid, *, kind, iou_threshold=0.3, max_detections=60):
+    return class_wise_soft_nms(
+        boxes, scores, labels, is_valid, kind=kind, iou_threshold=iou_threshold, sigma=0.5,
+        min_score=0.05, max_detections=max_detections,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["linear", "gaussian"])
+@pytest.mark.parametrize("seed", range(10))
+def test_soft_equals_oracle(kind, seed):
+    """Random scenes with ties, invalid slots, and fewer slots than survivors, or more."""
+    boxes, scores, labels = random_scene(seed, 80, 1 + seed % 3)
+    boxes[7] = boxes[3]  # twins with one score: the lower index first
+    scores[7], labels[7] = scores[3], labels[3]
+    boxes[11, 2:] = boxes[11, :2]  # no area: an IoU of 0 / 0
+    is_valid = np.random.default_rng(seed).uniform(size=80) < 0.8
+    scores[~is_valid] = 2.0  # the best of all, were they there
+    valid = np.flatnonzero(is_valid)
+    expected = soft_nms(
+        boxes[valid].tolist(), scores[valid].tolist(), labels[valid].tolist(),
+        kind=kind, iou_threshold=0.3, sigma=0.5, min_score=0.05,
+    )  # fmt: skip
+    assert len(expected) > 10
+    for slots in (9, 80):
+        index, found, is_taken = run_soft(
+            boxes, scores, labels, is_valid, kind=kind, max_detections=slots
+        )
+        count = min(slots, len(expected))
+        assert is_taken.tolist() == [True] * count + [False] * (slots - count)
+        # Lowered scores of float32 and float64 may tie differently: compare by score, then index.
+        np.testing.assert_allclose(found[:count], [s for _, s in expected[:count]], atol=1e-5)
+        same = [valid[i] == j for (i, _), j in zip(expected, index[:count].tolist(), strict=False)]
+        assert np.mean(same) > 0.9 and same[0]
+
+
+def test_soft_by_hand():
+    """Half covered (IoU 0.5): linear 1 - IoU, gaussian exp(-IoU^2 / sigma); others untouched."""
+    boxes = np.array([[0, 0, 8, 8], [0, 0, 8, 4], [0, 0, 8, 4], [50, 0, 58, 8]], np.float32)
+    scores, labels = np.array([0.9, 0.8, 0.7, 0.1], np.float32), np.array([0, 0, 1, 0])
+    everywhere = np.ones(4, bool)
+    for kind, lowered in (("linear", 0.8 * 0.5), ("gaussian", 0.8 * np.exp(-0.25 / 0.5))):
+        index, found, _ = run_soft(boxes, scores, labels, everywhere, kind=kind, max_detections=4)
+        assert index.tolist() == [0, 2, 1, 3]
+        np.testing.assert_allclose(found, [0.9, 0.7, lowered, 0.1], rtol=1e-6)
+    # Linear lowers above the threshold only.
+    _, found, _ = run_soft(
+        boxes, scores, labels, everywhere, kind="linear", iou_threshold=0.5, max_detections=4
+    )
+    np.testing.assert_allclose(found, [0.9, 0.8, 0.7, 0.1])
+
+
+def test_soft_of_nothing():
+    boxes, scores, labels = random_scene(3, 80, 3)
+    nothing = run_soft(boxes, scores, labels, np.zeros(80, bool), kind="linear")
+    assert not nothing[2].any() and not nothing[1].any()
+    boxes, scores, labels = random_scene(3, 0, 3)
+    assert not run_soft(boxes, scores, labels, np.zeros(0, bool), kind="linear")[2].any()
+    with pytest.raises(ValueError, match="kind='cubic'"):
+        run_soft(boxes, scores, labels, np.zeros(0, bool), kind="cubic")

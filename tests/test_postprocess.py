@@ -1,6 +1,7 @@
 """postprocess: the official code's detections in 7 settings, the oracle, buckets, float types."""
 
 import functools
+import inspect
 from pathlib import Path
 
 import jax
@@ -8,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atss_jax.evaluation.postprocess import postprocess, postprocess_batch, select_top_pairs
+from atss_jax.evaluation.config import EvalConfig
+from atss_jax.evaluation.postprocess import (
+    PostprocessSettings,
+    make_settings,
+    postprocess,
+    postprocess_batch,
+    select_top_pairs,
+)
 from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.structures import HeadOutputs
 from tests.oracles.nms import postprocess as oracle_postprocess
@@ -217,3 +225,62 @@ def test_unknown_regression():
             random_outputs(0, SMALL_GRID, 3, 0.0), SMALL_GRID, jnp.array([96, 128]),
             jnp.ones(2), regression="corner",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("field", ["cls_logits", "box_regression", "centerness_logits"])
+def test_numbers_that_are_not_finite_are_no_detections(field, value):
+    """They vanish, and what the other anchors say stays as it is."""
+    image_size = np.array([96, 128], np.int32)
+    outputs = random_outputs(5, SMALL_GRID, 3, -1.0)
+    settings = {**SMALL_SETTINGS, "nms_iou": 1.0, "max_detections": 200}
+    run = jax.jit(functools.partial(postprocess, grid=SMALL_GRID, **settings))
+    maps = list(getattr(outputs, field))
+    quarter = np.zeros(maps[0].shape, bool)
+    quarter[: maps[0].shape[0] // 2, : maps[0].shape[1] // 2] = True
+    maps[0] = jnp.where(quarter, value, maps[0])
+    broken = outputs._replace(**{field: tuple(maps)})
+    found = run(broken, image_size=image_size, scale=UNIT_SCALE)
+    valid = np.asarray(found.is_valid)
+    assert valid.sum() > 50
+    assert np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()
+    # The same without those anchors' candidates: their class is never found.
+    cls_logits = list(outputs.cls_logits)
+    gone = quarter.reshape(*quarter.shape[:3], -1)[..., :1]
+    cls_logits[0] = jnp.where(gone, -100.0, cls_logits[0])
+    silent = outputs._replace(cls_logits=tuple(cls_logits))
+    without = run(silent, image_size=image_size, scale=UNIT_SCALE)
+    if np.isnan(value) and field != "box_regression":  # box candidates still took places of top_k
+        for a, b in zip(found, without, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_soft_nms_lowers_scores():
+    image_size = np.array([96, 128], np.int32)
+    outputs = random_outputs(6, SMALL_GRID, 3, -1.0)
+
+    def run(**settings):
+        run = functools.partial(postprocess, grid=SMALL_GRID, **{**SMALL_SETTINGS, **settings})
+        return jax.device_get(jax.jit(run)(outputs, image_size=image_size, scale=UNIT_SCALE))
+
+    hard, everything = run(), run(nms_iou=1.0)
+    for nms in ("soft_linear", "soft_gaussian"):
+        soft = run(nms=nms)
+        scores = soft.scores[soft.is_valid]
+        assert (np.diff(scores) <= 0).all() and scores[0] == hard.scores[0]
+        np.testing.assert_array_equal(soft.boxes[0], hard.boxes[0])
+        assert (scores <= everything.scores[: len(scores)]).all() and scores.sum() > 0
+        assert (scores < everything.scores[: len(scores)]).any()
+    with pytest.raises(ValueError, match="nms='softer'"):
+        run(nms="softer")
+
+
+def test_settings_name_the_keywords():
+    """`PostprocessSettings` has the names and defaults of `postprocess`, and of the recipe."""
+    keywords = {
+        name: parameter.default
+        for name, parameter in inspect.signature(postprocess).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    assert PostprocessSettings()._asdict() == keywords
+    assert make_settings(EvalConfig(), "box") == PostprocessSettings()

@@ -1,6 +1,7 @@
 """Prediction: images of any size, in batches; files, folders, videos; drawings and tables."""
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import cv2
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from atss_jax.data import media
 from atss_jax.models import pretrained
@@ -178,3 +180,48 @@ def test_awkward_images(detector, shared):
 def test_weights_on_device_once(detector):
     """The detector's weights are device arrays: calls do not copy them again."""
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(detector.variables))
+
+
+def test_what_a_detector_takes(detector, tmp_path):
+    """A path, bytes, a binary file, PIL, NumPy and JAX arrays give one answer; lists give lists."""
+    path = tmp_path / "image.png"
+    cv2.imwrite(str(path), PICTURES[0][..., ::-1])
+    expected = detector(PICTURES[0])
+    data = path.read_bytes()
+    forms = [
+        path,
+        str(path),
+        data,
+        io.BytesIO(data),
+        Image.open(path),
+        jax.numpy.asarray(PICTURES[0]),
+    ]
+    for form, found in zip(forms, detector(list(forms)), strict=True):
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4, err_msg=str(type(form)))
+    assert detector([]) == []
+    threshold = float(np.median(expected.scores))
+    some = detector(PICTURES[0], threshold=threshold)
+    assert 0 < len(some.scores) < len(expected.scores) and some.scores.min() >= threshold
+    assert detector.names == dict(enumerate(CLASS_NAMES))
+    with pytest.raises(TypeError, match="an image of type int: give a path, bytes"):
+        detector(7)
+    with pytest.raises(ValueError, match="image of 3 bytes"):
+        detector(b"abc")
+
+
+def test_names_and_cells_that_collide_or_compute(detector, tmp_path):
+    """`a/b.png` and `a__b.png` have two drawings; a spreadsheet gets text, not formulas."""
+    taken: set[str] = set()
+    names = ["a/b.png", "a__b.png", "A__B.png", "a__b.png_2"]
+    assert len({predict.drawing_name(name, taken) for name in names}) == len(names)
+    found = detector(PICTURES[0])
+    predict.write_tables(
+        [("=cmd|' /C calc'!A0.jpg", found)], detector, predict.epath.Path(tmp_path)
+    )
+    with (tmp_path / "detections.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["file"] for row in rows} == {"'=cmd|' /C calc'!A0.jpg"}
+    results = json.loads((tmp_path / "detections.json").read_text())
+    assert {result["file_name"] for result in results} == {"=cmd|' /C calc'!A0.jpg"}
+    assert not list(tmp_path.glob("*.tmp"))

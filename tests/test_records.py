@@ -104,7 +104,7 @@ def batches_of(dataset: DetectionDataset) -> list[Any]:
         seed=1,
         short_sides=(120, 144),
         max_long_side=320,
-        scale_crop=(0.8, 1.25),
+        augmentations=("flip(0.5)", "scale_crop(0.8, 1.25)"),
     )
     return [loader.batch_at(dataset, plan, step) for step in range(26)]
 

@@ -48,7 +48,8 @@ def test_report_shows_the_known_mistakes(workdir, monkeypatch, capsys):
     assert text.count("<figure>") == 2  # the wrong detection and the missed object
     for name in synthetic.CLASS_NAMES:
         assert f"<td>{name}</td>" in text
-    assert text.count("<polyline") >= 4 and "data:image/jpeg;base64," in text
+    assert text.count("data:image/png;base64,") == 2  # precision, and training
+    assert text.count("data:image/jpeg;base64,") == 2
 
 
 def test_report_of_an_unevaluated_run_says_what_to_do(tmp_path, monkeypatch, capsys):

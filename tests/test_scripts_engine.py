@@ -17,13 +17,13 @@ import paper_rows
 import peak_memory
 import plot_run
 from atss_jax.assigners.registry import make_assigner
-from atss_jax.geometry.anchors import AnchorGrid
+from atss_jax.configs import ablations, fcos_r50_fpn_1x, paper_table8, retinanet_r50_fpn_1x
+from atss_jax.geometry.anchors import AnchorGrid, make_grid
 from atss_jax.run import build, recipe_io
-from configs import ablations, fcos_r50_fpn_1x, paper_table8, retinanet_r50_fpn_1x
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = {
-    recipe.__name__.split(".")[1]: recipe
+    recipe.__name__.split(".")[-1]: recipe
     for recipe in (ablations, fcos_r50_fpn_1x, paper_table8, retinanet_r50_fpn_1x)
 }
 
@@ -36,7 +36,7 @@ def row_config(row):
 def test_every_row_of_the_paper_builds(row):
     config = row_config(row)
     make_assigner(config.assigner)
-    assert isinstance(build.make_grid(config), AnchorGrid)
+    assert isinstance(make_grid(config.anchors, config.data.buckets[0]), AnchorGrid)
     for command in paper_rows.commands(row):
         assert f"--config={row.config}" in command
         assert (ROOT / row.config.split(":")[0]).is_file()
@@ -181,7 +181,8 @@ class FakeTraining:
     waited = 0.0
 
     def __init__(self, values, folder):
-        grid = build.make_grid(recipe_io.recipe_from_mapping(values))
+        config = recipe_io.recipe_from_mapping(values)
+        grid = make_grid(config.anchors, config.data.buckets[0])
         self.setup = SimpleNamespace(plan=SimpleNamespace(used_buckets=(grid.image_shape,)))
         self.is_closed = False
         self.asked = []

@@ -1,11 +1,12 @@
-"""The zip for COCO's evaluation server."""
+"""What an evaluation hands out: the zip for COCO's evaluation server, the printed summary."""
 
 import json
 import zipfile
 
 from etils import epath
 
-from atss_jax.run.validation import write_submission
+from atss_jax.evaluation.coco_metrics import METRICS
+from atss_jax.run.validation import summary, write_submission
 
 
 def test_one_json_file_in_a_zip(tmp_path):
@@ -15,3 +16,11 @@ def test_one_json_file_in_a_zip(tmp_path):
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == ["detections_test-dev2017_atss_results.json"]
         assert json.loads(archive.read(archive.namelist()[0])) == results
+
+
+def test_summary_shows_what_could_not_be_measured():
+    """A class or size without objects is a dash, not a score of -1."""
+    metrics = {name: 0.5 for name in METRICS} | {"APs": -1.0, "AP/cat": -1.0, "AP/dog": 0.25}
+    text = summary(metrics)
+    assert "AP 0.5000" in text and "APs -  " in text
+    assert text.endswith("AP by class: cat -, dog 0.250") and "-1" not in text

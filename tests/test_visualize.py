@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from atss_jax.drawing import curves, visualize
+from atss_jax.drawing import curves, palette, visualize
 
 GRAY = np.full((60, 90, 3), 128, np.uint8)
 
@@ -46,9 +46,9 @@ def test_side_by_side_shows_detections_above_the_threshold_only():
         class_names=["a", "b", "c", "d", "e"],
     )
     left, right = picture[:, :720], picture[:, 728:]
-    assert has_color(left, visualize.class_color(2))
-    assert has_color(right, visualize.class_color(3))
-    assert not has_color(right, visualize.class_color(4))
+    assert has_color(left, palette.class_color(2))
+    assert has_color(right, palette.class_color(3))
+    assert not has_color(right, palette.class_color(4))
 
 
 def test_positives_are_coloured_by_level():
@@ -56,10 +56,10 @@ def test_positives_are_coloured_by_level():
     centers[3] = np.array([[45.0, 30.0]])
     picture = visualize.draw_positives(GRAY, centers, np.array([[10.0, 10, 80, 50]]))
     image = picture[:640]
-    np.testing.assert_array_equal(image[320, 480], visualize.LEVEL_COLORS[3])
-    assert has_color(image, visualize.GROUND_TRUTH_COLOR)
-    assert not has_color(image, visualize.LEVEL_COLORS[0])
-    assert has_color(picture[640:], visualize.LEVEL_COLORS[0])  # the legend
+    np.testing.assert_array_equal(image[320, 480], palette.LEVEL_COLORS[3])
+    assert has_color(image, palette.GROUND_TRUTH_COLOR)
+    assert not has_color(image, palette.LEVEL_COLORS[0])
+    assert has_color(picture[640:], palette.LEVEL_COLORS[0])  # the legend
 
 
 def test_contact_sheet_holds_every_picture():

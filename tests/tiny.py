@@ -5,10 +5,10 @@ from pathlib import Path
 
 import cv2
 
+from atss_jax.configs import quickstart
 from atss_jax.data import synthetic
 from atss_jax.run.recipe import Recipe
 from atss_jax.run.recipe_io import recipe_from_mapping
-from configs import quickstart
 
 
 def make_coco(folder: Path, count: int = 12, split: str = "train") -> None:

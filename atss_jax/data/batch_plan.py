@@ -1,4 +1,4 @@
-"""Which images make which batch, and what is done to them: a pure function of the step.
+"""Which images make which batch, and at which size: a pure function of the step.
 
 Each bucket (padded shape) has an endless stream of seeded permutations of its records; a fixed
 interleaving of the buckets gives each its share. Nothing is remembered, so every host computes the
@@ -7,39 +7,39 @@ the stream.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
-from atss_jax.data.images import Augmentation, resized_size
+from atss_jax.data.augment_list import Augmentations
+from atss_jax.data.images import resized_size
 
-_PERMUTATION_STREAM, _DRAW_STREAM = 0, 1
-_DRAWS_PER_IMAGE = 8
+_PERMUTATION_STREAM, _SHORT_SIDE_STREAM = 0, 1
+_SHORT_SIDE_STRIDE = 8  # words per image, of which one is used: other strides are other streams
 
 
 class PlannedBatch(NamedTuple):
-    """One global batch, before any pixel is read."""
+    """A global batch before any pixel is read, or the rows of it that one process reads."""
 
     bucket: tuple[int, int]
     """(H, W) of the padded images, px."""
     record_index: Int[np.ndarray, " B"]
+    """-1 for rows that stay empty."""
     target: Int[np.ndarray, "B 2"]
-    """(h, w) of each image after resizing, px, before `factor`."""
-    flip: Bool[np.ndarray, " B"]
-    factor: Float[np.ndarray, " B"]
-    crop: Float[np.ndarray, "B 2"]
-    color: Float[np.ndarray, "B 3"]
+    """(h, w) of each image after resizing, px, before any augmentation."""
+    step: int = 0
+    first_row: int = 0
+    """Place of the first row in the global batch; with `step` the key of the augmentations."""
 
-    def augmentation(self, row: int) -> Augmentation:
-        """The draws of one image."""
-        return Augmentation(
-            flip=bool(self.flip[row]),
-            factor=float(self.factor[row]),
-            crop=(float(self.crop[row, 0]), float(self.crop[row, 1])),
-            color=(float(self.color[row, 0]), float(self.color[row, 1]), float(self.color[row, 2])),
+    def rows(self, part: slice) -> "PlannedBatch":
+        """Some of the rows."""
+        return self._replace(
+            record_index=self.record_index[part],
+            target=self.target[part],
+            first_row=self.first_row + part.indices(len(self.record_index))[0],
         )
 
 
@@ -55,10 +55,9 @@ class BatchPlan:
         seed: int,
         short_sides: Sequence[int],
         max_long_side: int,
-        flip: float = 0.5,
-        scale_crop: tuple[float, float] | tuple[()] = (),
-        color_jitter: float = 0.0,
+        augmentations: Sequence[str] = ("flip(0.5)",),
         keep: Bool[np.ndarray, " N"] | None = None,
+        describe: Callable[[int], str] = "record {}".format,
     ):
         """Sorts the records into buckets.
 
@@ -70,21 +69,18 @@ class BatchPlan:
           short_sides: drawn from evenly, for each image; a range of the paper is
             `tuple(range(640, 801))`.
           max_long_side: limit of the longer side, px.
-          flip: probability of a horizontal flip.
-          scale_crop: (min, max) of a factor on the resized size, drawn evenly; larger ones are
-            cropped back at a drawn place. () for none.
-          color_jitter: brightness, contrast and saturation factors are drawn from 1 -+ this.
+          augmentations: as in `data.augmentations`.
           keep: records to train on; None for all.
+          describe: a record's name in error messages, by its index.
 
         Raises:
           ValueError: no record, an image that fits no bucket, or values out of range.
         """
-        _check_numbers(global_batch, short_sides, max_long_side, flip, scale_crop, color_jitter)
+        _check_numbers(global_batch, short_sides, max_long_side)
         _check_buckets(buckets)
         self.global_batch, self._seed = global_batch, seed
         self._sizes, self._max_long_side = sizes, max_long_side
         self._short_sides = tuple(int(side) for side in short_sides)
-        self._flip, self._scale_crop, self._color = flip, tuple(scale_crop), color_jitter
         buckets = [(int(height), int(width)) for height, width in buckets]
         indices = np.arange(len(sizes)) if keep is None else np.flatnonzero(keep)
         if not len(indices):
@@ -94,10 +90,14 @@ class BatchPlan:
             )
         largest = max(short_sides)
         resized = [resized_size((int(h), int(w)), largest, max_long_side) for h, w in sizes]
-        records = _sort_into_buckets(indices, resized, buckets, global_batch)
+        records = _sort_into_buckets(indices, resized, buckets, global_batch, describe)
         self.used_buckets = tuple(bucket for bucket, members in records.items() if len(members))
         """(H, W) of the buckets that hold images, in the order of the configuration."""
         self._records = [records[bucket] for bucket in self.used_buckets]
+        self.augmentations = Augmentations(
+            augmentations, seed=seed, pool=np.sort(np.concatenate(self._records))
+        )
+        """What is done to the rows; `batch_rows.make_batch` applies it."""
         self._order, self._ordinal = _interleave([len(r) for r in self._records])
         self._permutation = lru_cache(maxsize=4 * len(self._records))(self._make_permutation)
         self._extra_pixels = self._measure_padding(resized)
@@ -136,7 +136,7 @@ class BatchPlan:
         for records in self._records:
             digest.update(records.astype("<i8").tobytes())
         about = (self.used_buckets, self.global_batch, self._seed, self._short_sides)
-        more = (self._flip, self._scale_crop, self._color, self._extra_pixels)
+        more = (tuple(map(tuple, self.augmentations.calls)), self._extra_pixels)
         digest.update(repr(about + more).encode())
         return digest.hexdigest()
 
@@ -159,29 +159,19 @@ class BatchPlan:
         return self._draw(step, self.used_buckets[which], records[chosen].astype(np.int32))
 
     def _draw(self, step: int, bucket: tuple[int, int], records: np.ndarray) -> PlannedBatch:
-        """Adds the augmentation."""
-        count = len(records)
-        raw = _random_words(self._seed, _DRAW_STREAM, (step, 0), count * _DRAWS_PER_IMAGE)
+        """Adds the sizes."""
+        count = len(records) * _SHORT_SIDE_STRIDE
+        raw = _random_words(self._seed, _SHORT_SIDE_STREAM, (step, 0), count)[::_SHORT_SIDE_STRIDE]
         uniform = (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53  # [0, 1)
-        uniform = uniform.reshape(count, _DRAWS_PER_IMAGE)
-        low, high = self._scale_crop or (1.0, 1.0)
         target = [
             resized_size(
                 (int(height), int(width)),
                 self._short_sides[int(draw * len(self._short_sides))],
                 self._max_long_side,
             )
-            for (height, width), draw in zip(self._sizes[records], uniform[:, 0], strict=True)
+            for (height, width), draw in zip(self._sizes[records], uniform, strict=True)
         ]
-        return PlannedBatch(
-            bucket=bucket,
-            record_index=records,
-            target=np.array(target, np.int32),
-            flip=uniform[:, 1] < self._flip,
-            factor=low + (high - low) * uniform[:, 2],
-            crop=uniform[:, 3:5],
-            color=1 + self._color * (2 * uniform[:, 5:8] - 1),
-        )
+        return PlannedBatch(bucket, records, np.array(target, np.int32), step)
 
     def _make_permutation(self, which: int, number: int) -> Int[np.ndarray, " n"]:
         """Order of a bucket's records in its pass `number`."""
@@ -215,10 +205,10 @@ def choose_bucket(
     return min(fitting, key=lambda b: b[0] * b[1]) if fitting else None
 
 
-def fit_error(index: int, size: tuple[int, int], buckets: Sequence[tuple[int, int]]) -> ValueError:
+def fit_error(about: str, size: tuple[int, int], buckets: Sequence[tuple[int, int]]) -> ValueError:
     """The error for an image that fits no bucket."""
     return ValueError(
-        f"record {index}: {size[0]}x{size[1]} px (h x w) after resizing fits none of data.buckets="
+        f"{about}: {size[0]}x{size[1]} px (h x w) after resizing fits none of data.buckets="
         f"{tuple(buckets)}. Add a larger bucket for its orientation, or lower data.short_side, "
         "data.train_short_sides or data.max_long_side."
     )
@@ -229,13 +219,14 @@ def _sort_into_buckets(
     resized: list[tuple[int, int]],
     buckets: list[tuple[int, int]],
     global_batch: int,
+    describe: Callable[[int], str],
 ) -> dict[tuple[int, int], np.ndarray]:
     """Records by bucket; one too small to fill a batch passes its images on to larger ones."""
     members: dict[tuple[int, int], list[int]] = {bucket: [] for bucket in buckets}
     for index in indices.tolist():
         bucket = choose_bucket(resized[index], buckets)
         if bucket is None:
-            raise fit_error(index, resized[index], buckets)
+            raise fit_error(describe(index), resized[index], buckets)
         members[bucket].append(index)
     by_area = sorted(buckets, key=lambda b: b[0] * b[1])
     for place, bucket in enumerate(by_area):
@@ -272,14 +263,7 @@ def _check_buckets(buckets: Sequence[tuple[int, int]]) -> None:
             )
 
 
-def _check_numbers(
-    global_batch: int,
-    short_sides: Sequence[int],
-    max_long_side: int,
-    flip: float,
-    scale_crop: Sequence[float],
-    color_jitter: float,
-) -> None:
+def _check_numbers(global_batch: int, short_sides: Sequence[int], max_long_side: int) -> None:
     if global_batch < 1:
         raise ValueError(f"data.global_batch={global_batch}: give at least 1.")
     if not short_sides or min(short_sides) < 1 or max(short_sides) > max_long_side:
@@ -287,9 +271,3 @@ def _check_numbers(
             f"short sides {tuple(short_sides)} with data.max_long_side={max_long_side}: give at "
             "least one, each between 1 and the long side."
         )
-    if not 0 <= flip <= 1:
-        raise ValueError(f"data.flip={flip}: a probability lies in [0, 1].")
-    if scale_crop and not (len(scale_crop) == 2 and 0 < scale_crop[0] <= scale_crop[1]):
-        raise ValueError(f"data.scale_crop={tuple(scale_crop)}: give (min, max) factors, or ().")
-    if not 0 <= color_jitter < 1:
-        raise ValueError(f"data.color_jitter={color_jitter}: it lies in [0, 1).")

@@ -3,31 +3,23 @@
 The loader decides where this runs (threads, worker processes) and in which order.
 """
 
+import dataclasses
+import functools
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 
 from atss_jax.data import images
+from atss_jax.data.augment import Sample
+from atss_jax.data.augment_list import Augmentations
 from atss_jax.data.batch_plan import PlannedBatch
 from atss_jax.data.dataset import DetectionDataset
-from atss_jax.data.images import Augmentation
+from atss_jax.data.images import Placement
 from atss_jax.structures import Batch, GroundTruth
 
 ON_OVERFLOW = ("error", "largest")
-
-
-class Rows(NamedTuple):
-    """What one process decodes for a batch."""
-
-    bucket: tuple[int, int]
-    record_index: Int[np.ndarray, " b"]
-    """-1 for rows that stay empty."""
-    target: Int[np.ndarray, "b 2"]
-    """(h, w) px after resizing."""
-    augmentations: tuple[Augmentation, ...]
 
 
 def process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
@@ -45,18 +37,6 @@ def process_rows(batch_size: int, process_index: int, process_count: int) -> sli
         )
     share = batch_size // process_count
     return slice(process_index * share, (process_index + 1) * share)
-
-
-def planned_rows(planned: PlannedBatch, rows: slice) -> Rows:
-    """A process' part of a planned batch."""
-    return Rows(
-        bucket=planned.bucket,
-        record_index=planned.record_index[rows],
-        target=planned.target[rows],
-        augmentations=tuple(
-            planned.augmentation(i) for i in range(*rows.indices(len(planned.record_index)))
-        ),
-    )
 
 
 def check_overflow(dataset: DetectionDataset, max_boxes: int, on_overflow: str) -> None:
@@ -91,51 +71,67 @@ def check_overflow(dataset: DetectionDataset, max_boxes: int, on_overflow: str) 
 
 def make_batch(
     dataset: DetectionDataset,
-    rows: Rows,
+    planned: PlannedBatch,
     max_boxes: int,
     *,
+    augmentations: Augmentations | None = None,
     empty: Callable[..., np.ndarray] = np.empty,
 ) -> Batch:
-    """Reads, decodes and places the images of a batch.
+    """Reads, decodes, augments and places the images of a batch.
+
+    Augmentations that mix several images may make more boxes than there are slots; the largest are
+    kept.
 
     Args:
       dataset: the images.
-      rows: what to decode, and how.
+      planned: what to decode, and at which size.
       max_boxes: ground-truth slots.
+      augmentations: what to do to the images; None for nothing.
       empty: allocates the pixels, by (shape, dtype).
 
     Raises:
       ValueError: an image that does not decode; it names file and id.
     """
-    count = len(rows.record_index)
-    pixels = empty((count, *rows.bucket, 3), np.uint8)
+    count = len(planned.record_index)
+    pixels = empty((count, *planned.bucket, 3), np.uint8)
     batch = Batch(
         image=pixels,
-        image_size=np.tile(np.array(rows.bucket, np.int32), (count, 1)),
+        image_size=np.tile(np.array(planned.bucket, np.int32), (count, 1)),
         ground_truth=GroundTruth(
             boxes=np.zeros((count, max_boxes, 4), np.float32),
             labels=np.zeros((count, max_boxes), np.int32),
             is_valid=np.zeros((count, max_boxes), np.bool_),
         ),
-        record_index=rows.record_index,
+        record_index=planned.record_index,
         scale=np.ones((count, 2), np.float32),
     )
     plain = pixels.view(np.ndarray)
-    for row, record in enumerate(rows.record_index.tolist()):
+    read = functools.partial(read_sample, dataset)
+    for row, record in enumerate(planned.record_index.tolist()):
         if record < 0:
             plain[row] = 0
             continue
-        augmentation = rows.augmentations[row]
-        height, width = rows.target[row].tolist()
-        image = read_image(dataset, record)
-        placement = images.write_row(plain[row], image, (height, width), augmentation)
-        batch.image_size[row] = placement.size
-        batch.scale[row] = placement.scale
-        boxes, keep = images.move_boxes(
-            dataset.boxes(record), image.shape[1], placement, augmentation.flip
-        )
-        _fill_boxes(batch.ground_truth, row, boxes[keep], dataset.labels(record)[keep])
+        height, width = planned.target[row].tolist()
+        sample = dataclasses.replace(read(record), placement=Placement.whole((height, width)))
+        if augmentations is not None:
+            sample = augmentations.apply(sample, planned.step, planned.first_row + row, read)
+        boxes, labels = sample.write(plain[row])
+        batch.image_size[row] = sample.placement.size
+        batch.scale[row] = sample.placement.scale(sample.image.shape)
+        _fill_boxes(batch.ground_truth, row, boxes.astype(np.float32), labels)
     return batch
+
+
+def read_sample(dataset: DetectionDataset, record: int) -> Sample:
+    """A record at its own size.
+
+    Raises:
+      ValueError: as in `read_image`.
+    """
+    image = read_image(dataset, record)
+    boxes = dataset.boxes(record).astype(np.float64)
+    height, width = image.shape[:2]
+    return Sample(image, boxes, dataset.labels(record), Placement.whole((height, width)))
 
 
 def read_image(dataset: DetectionDataset, record: int) -> UInt8[np.ndarray, "h w 3"]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from atss_jax.data import images as images_lib
+from atss_jax.data import decoding
 from atss_jax.data.annotation_checks import count_oddities, is_int, is_number, read_annotations
 from atss_jax.data.dataset import DetectionDataset, Finding, Health, check_policies
 
@@ -244,11 +244,11 @@ def _check_file(
     about = f"image {image.id} ({source.path(index)})"
     try:
         data = source.read(index)
-        stored, orientation = images_lib.read_header(data)
-        if images_lib.is_truncated_jpeg(data):
+        stored, orientation = decoding.read_header(data)
+        if decoding.is_truncated_jpeg(data):
             return Finding("image_truncated", f"{about}: the file is cut off", image.id)
         if decode:
-            images_lib.decode(data)
+            decoding.decode(data)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return Finding("image_missing", f"{about}: no such file", image.id)
     except OSError as error:
@@ -259,7 +259,7 @@ def _check_file(
         message = f"{about}: EXIF orientation {orientation}, and data.exif is 'error'"
         return Finding("image_orientation", message, image.id)
     orientation = orientation if exif == "apply" else 1
-    seen = images_lib.oriented_size(stored, orientation)
+    seen = decoding.oriented_size(stored, orientation)
     if image.size is not None and image.size != seen:
         height, width = image.size
         message = (

@@ -1,9 +1,11 @@
 """Recipe group "data": where images come from and what is done to them."""
 
 import dataclasses
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from atss_jax.config import ConfigGroup, Range
+from atss_jax.data.augment_list import parse_augmentation
 from atss_jax.errors import UserError
 
 
@@ -15,6 +17,14 @@ class SplitConfig(NamedTuple):
     annotations: str
     images: str
     split: str
+
+
+def moved_message(name: str) -> str:
+    """An error text for a former field of the group."""
+    return (
+        f"config.data.{name}: no such field. It is an entry of config.data.augmentations, such as "
+        f"{DataConfig.MOVED[name]}"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,16 +77,15 @@ class DataConfig(ConfigGroup, name="data"):
     """Limit of the longer side, px."""
     train_short_sides: Annotated[tuple[int, ...], Range(1)] = ()
     """Short sides to draw from in training, per image; () for `short_side` alone."""
-    flip: Annotated[float, Range(0, 1)] = 0.5
-    """Probability of a horizontal flip."""
-    scale_crop: tuple[()] | tuple[float, float] = ()
-    """(min, max) factor of large-scale jitter, () for none."""
-    color_jitter: Annotated[float, Range(0, below=1)] = 0.0
-    """Strength of brightness, contrast and saturation jitter, 0 for none."""
+    augmentations: tuple[str, ...] = ("flip(0.5)",)
+    """What is done to training images, in order: flip(probability), vertical_flip(probability),
+    scale_crop(low, high), color_jitter(strength), mosaic(probability), mixup(probability); see
+    data/augment.py. The complete list: () for none."""
     max_boxes: Annotated[int, Range(1)] = 100
     """Ground-truth slots per image (COCO train has at most 93 objects in an image)."""
     on_overflow: Literal["error", "largest"] = "error"
-    """More objects than slots: error, or keep the largest (counted)."""
+    """More objects than slots in an image of the set: error, or keep the largest (counted). What
+    mosaic and mixup put together always keeps the largest."""
     num_workers: Annotated[int, Range(0)] = 8
     """Loader processes; 0 reads on threads of the training process."""
     prefetch: Annotated[int, Range(1)] = 2
@@ -87,6 +96,36 @@ class DataConfig(ConfigGroup, name="data"):
     """Divisor of the pixels, likewise."""
     channel_order: Literal["rgb", "bgr"] = "bgr"
     """Order of the channels that the network sees."""
+
+    MOVED: ClassVar[Mapping[str, str]] = {
+        "flip": "'flip(0.5)'",
+        "scale_crop": "'scale_crop(0.5, 2.0)'",
+        "color_jitter": "'color_jitter(0.2)'",
+    }
+    """Former field -> the entry of `augmentations` that it became."""
+
+    @classmethod
+    def upgrade(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Turns the former fields flip, scale_crop and color_jitter into `augmentations`.
+
+        Raises:
+          UserError: both are given.
+        """
+        old = {name: values[name] for name in cls.MOVED if name in values}
+        if not old:
+            return values
+        if "augmentations" in values:
+            raise UserError(moved_message(next(iter(old))))
+        entries = [f"flip({old.get('flip', 0.5)})"]
+        if old.get("scale_crop"):
+            low, high = old["scale_crop"]
+            entries.append(f"scale_crop({low}, {high})")
+        if old.get("color_jitter"):
+            entries.append(f"color_jitter({old['color_jitter']})")
+        if old.get("flip") == 0:
+            del entries[0]
+        kept = {name: value for name, value in values.items() if name not in old}
+        return kept | {"augmentations": tuple(entries)}
 
     def check(self) -> None:
         """Buckets are distinct multiples of 32; sizes and factors are in order."""
@@ -103,10 +142,8 @@ class DataConfig(ConfigGroup, name="data"):
                 f"config.data.max_long_side={self.max_long_side}: a short side of {largest} px is "
                 "longer. Raise it, or lower short_side and train_short_sides."
             )
-        if self.scale_crop and not 0 < self.scale_crop[0] <= self.scale_crop[1]:
-            raise UserError(
-                f"config.data.scale_crop={self.scale_crop}: give (min, max), both above 0, or ()."
-            )
+        for entry in self.augmentations:
+            parse_augmentation(entry)
         if min(self.std) <= 0:
             raise UserError(f"config.data.std={self.std}: must be above 0.")
 

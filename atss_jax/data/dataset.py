@@ -202,6 +202,11 @@ class DetectionDataset:
         """Its file name, for messages."""
         return self.source.file_name(operator.index(index))
 
+    def describe(self, index: SupportsIndex) -> str:
+        """Id and file name of a record, as messages give them."""
+        first = operator.index(index)
+        return f"image {self.image_ids[first]} ({self.file_name(first)})"
+
     def coco_ground_truth(self) -> dict[str, Any]:
         """All annotations in COCO's format, for pycocotools.
 

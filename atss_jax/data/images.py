@@ -1,147 +1,115 @@
-"""Pixels: decode, orient, resize, flip, crop, jitter, and write into a padded batch.
+"""Pixels: resize, flip, crop, jitter, and write into a padded batch.
 
 Everything is uint8 RGB, `[height, width, 3]`. Boxes follow the pixels in continuous coordinates.
-Decoding is OpenCV's, Pillow's where OpenCV knows the format not. Randomness comes from the plan:
-nothing here draws.
+Nothing here draws: `augment.py` does. Decoding is in `decoding.py`.
 """
 
-import io
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image
+from jaxtyping import Bool, Float, UInt8
+
+from atss_jax.data.decoding import ORIENTATION_TAG as ORIENTATION_TAG
+from atss_jax.data.decoding import decode as decode
+from atss_jax.data.decoding import orient as orient
+from atss_jax.data.decoding import oriented_size as oriented_size
+from atss_jax.data.decoding import read_header as read_header
 
 MIN_VISIBLE = 0.25
 """Share of a box's area that a crop must keep for the box to stay ground truth."""
 
-ORIENTATION_TAG = 274
-"""EXIF "Orientation"."""
-
-_READ_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _GRAY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
-class Augmentation(NamedTuple):
-    """What the plan drew for one image."""
-
-    flip: bool = False
-    """Mirror left to right."""
-    factor: float = 1.0
-    """Factor on the resized size (large-scale jitter); what sticks out is cropped."""
-    crop: tuple[float, float] = (0.5, 0.5)
-    """(y, x) place of the crop window within its play, in [0, 1)."""
-    color: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    """Brightness, contrast and saturation factors; 1 changes nothing."""
-
-
 class Placement(NamedTuple):
-    """Where the content of a batch row came from."""
+    """Where the content of a batch row comes from: flips, one resize and one crop, in this order.
 
+    Geometric augmentations compose into one of these, so the pixels are resized once.
+    """
+
+    limit: tuple[int, int]
+    """(h, w) that the content may have at most, px: the size that the plan resizes to."""
+    full: tuple[int, int]
+    """(h, w) of the whole image after resizing, px."""
     size: tuple[int, int]
-    """(h, w) of the content, px."""
-    scale: tuple[float, float]
-    """(y, x) factors, resized = original * scale."""
-    offset: tuple[int, int]
+    """(h, w) of the crop window, px."""
+    offset: tuple[int, int] = (0, 0)
     """(y, x) px of the crop window in the resized image."""
+    flip: tuple[bool, bool] = (False, False)
+    """Whether the image is mirrored, (top to bottom, left to right)."""
 
+    @classmethod
+    def whole(cls, size: tuple[int, int], limit: tuple[int, int] | None = None) -> "Placement":
+        """The whole image, resized to (h, w) px."""
+        return cls(limit or size, size, size)
 
-def read_header(data: bytes) -> tuple[tuple[int, int], int]:
-    """Stored (h, w) and EXIF orientation (1..8; 1 where there is none) without decoding pixels.
+    def mirrored(self, axis: int) -> "Placement":
+        """The content mirrored along an axis (0: top to bottom, 1: left to right)."""
+        offset, flip = list(self.offset), list(self.flip)
+        offset[axis] = self.full[axis] - self.size[axis] - offset[axis]
+        flip[axis] = not flip[axis]
+        return self._replace(offset=(offset[0], offset[1]), flip=(flip[0], flip[1]))
 
-    Raises:
-      ValueError: not the beginning of an image, or one that claims an absurd size.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            try:
-                orientation = image.getexif().get(ORIENTATION_TAG, 1)
-            except Exception:  # Pillow raises many kinds on EXIF blocks that do not parse
-                orientation = 1
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a readable image ({_first_line(error)})") from None
-    valid = isinstance(orientation, int) and 1 <= orientation <= 8
-    return (height, width), orientation if valid else 1
+    def rescaled(self, factor: float) -> "Placement":
+        """The content `factor` times as large, at least a pixel each way."""
+        full, size, offset = [], [], []
+        for axis in range(2):
+            full.append(max(1, round(self.full[axis] * factor)))
+            size.append(min(full[axis], max(1, round(self.size[axis] * factor))))
+            offset.append(min(full[axis] - size[axis], round(self.offset[axis] * factor)))
+        return self._replace(
+            full=(full[0], full[1]), size=(size[0], size[1]), offset=(offset[0], offset[1])
+        )
 
+    def cropped(self, limit: tuple[int, int], place: tuple[float, float]) -> "Placement":
+        """What is larger than `limit` is cropped to it, at a (y, x) place in [0, 1) of its play."""
+        size, offset = [], []
+        for axis in range(2):
+            size.append(min(self.size[axis], limit[axis]))
+            play = self.size[axis] - size[axis]
+            offset.append(self.offset[axis] + int(place[axis] * (play + 1)))
+        return self._replace(size=(size[0], size[1]), offset=(offset[0], offset[1]))
 
-def is_truncated_jpeg(data: bytes) -> bool:
-    """Whether a JPEG lacks its end marker after the last scan; False for other formats.
-
-    Some decoders fill the missing part with gray and say nothing.
-    """
-    if data[:2] != b"\xff\xd8" or data[-2:] == b"\xff\xd9":
-        return False
-    return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
-
-
-def decode(data: bytes, orientation: int = 1) -> UInt8[np.ndarray, "h w 3"]:
-    """The image as RGB; alpha is dropped, 16 bits keep the upper 8, gray is repeated.
-
-    Args:
-      data: the file's bytes.
-      orientation: EXIF orientation to undo; 1 takes the pixels as stored.
-
-    Raises:
-      ValueError: does not decode, or is cut off.
-    """
-    if not data:
-        raise ValueError("the file is empty")
-    if is_truncated_jpeg(data):
-        raise ValueError("the JPEG is cut off: its end marker is missing")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _READ_FLAGS)
-    except cv2.error:
-        image = None
-    return orient(_decode_with_pillow(data) if image is None else image, orientation)
-
-
-def _decode_with_pillow(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith("I"):  # 16 or 32 bits of gray; convert() would clip them
-                gray = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-                return np.repeat(gray[..., None], 3, axis=-1)
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"does not decode ({_first_line(error)})") from None
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).split("\n")[0].split("<")[0].strip()
-    return f"{type(error).__name__}: {text}"
-
-
-def orient(image: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Turns stored pixels as their EXIF orientation (1..8) asks for."""
-    if orientation >= 5:
-        image = image.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    if orientation in (2, 3, 6, 7):
-        image = image[:, ::-1]
-    return np.ascontiguousarray(image)
-
-
-def oriented_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """(h, w) after `orient`."""
-    return (size[1], size[0]) if orientation >= 5 else size
+    def scale(self, image_size: tuple[int, ...]) -> tuple[float, float]:
+        """(y, x) factors, resized = original * scale, of an original of (h, w, ...) px."""
+        return self.full[0] / image_size[0], self.full[1] / image_size[1]
 
 
 def resized_size(size: tuple[int, int], short_side: int, max_long_side: int) -> tuple[int, int]:
-    """(h, w) after resizing: the official arithmetic (CONVENTIONS, section 8).
+    """(h, w) after resizing: the official size with its long side held to the limit.
 
-    The short side becomes `short_side`, unless the long one would exceed `max_long_side`. Rounding
-    of the short side, truncation of the long one.
+    The official arithmetic rounds the short side up for about a tenth of all aspect ratios, and its
+    long side then exceeds `max_long_side` by a few px (1333 becomes 1334; 320 becomes 321 at
+    240/320): such an image would fit no bucket of that limit. The short side stays the official
+    one.
 
     Args:
       size: (h, w) of the original, px.
       short_side: wanted shorter side, px.
-      max_long_side: limit of the longer side, px.
+      max_long_side: limit of the longer side, px; at least `short_side`.
+
+    Returns:
+      Sides of at least 1 px and at most `max_long_side`.
 
     >>> resized_size((480, 640), 800, 1333), resized_size((640, 200), 800, 1333)
-    ((800, 1066), (1334, 417))
+    ((800, 1066), (1333, 417))
+    """
+    height, width = official_resized_size(size, short_side, max_long_side)
+    return min(height, max_long_side), min(width, max_long_side)
+
+
+def official_resized_size(
+    size: tuple[int, int], short_side: int, max_long_side: int
+) -> tuple[int, int]:
+    """(h, w) after resizing by the official arithmetic alone (CONVENTIONS, section 8).
+
+    The short side becomes `short_side`, unless the long one would exceed `max_long_side`. Rounding
+    of the short side, truncation of the long one, which may exceed its limit all the same.
+
+    >>> official_resized_size((640, 200), 800, 1333)
+    (1334, 417)
     """
     height, width = size
     short, long = min(size), max(size)
@@ -156,39 +124,31 @@ def resized_size(size: tuple[int, int], short_side: int, max_long_side: int) -> 
 def write_row(
     row: UInt8[np.ndarray, "H W 3"],
     image: UInt8[np.ndarray, "h w 3"],
-    target: tuple[int, int],
-    augmentation: Augmentation,
-) -> Placement:
-    """Resizes, flips, crops and jitters an image straight into its row of a batch, padding 0.
+    placement: Placement,
+    colors: Sequence[tuple[float, float, float]] = (),
+) -> None:
+    """Flips, resizes, crops and jitters an image straight into its row of a batch, padding 0.
 
     Args:
       row: what to fill, uninitialised.
       image: the decoded original.
-      target: (h, w) of `resized_size`, at most the row's shape; a crop is never larger.
-      augmentation: draws of the plan.
-
-    Returns:
-      Where the pixels came from, for `move_boxes`.
+      placement: where its content goes; `placement.size` is at most the row's shape.
+      colors: brightness, contrast and saturation factors for `jitter_color`, in order.
     """
-    factor, place = augmentation.factor, augmentation.crop
-    full = (max(1, round(target[0] * factor)), max(1, round(target[1] * factor)))
-    size = (min(full[0], target[0]), min(full[1], target[1]))
-    play = (full[0] - size[0], full[1] - size[1])
-    offset = (int(place[0] * (play[0] + 1)), int(place[1] * (play[1] + 1)))
-    scale = (full[0] / image.shape[0], full[1] / image.shape[1])
+    full, size, (top, left) = placement.full, placement.size, placement.offset
     content = row[: size[0], : size[1]]
-    if augmentation.flip:
-        image = cv2.flip(image, 1)  # before resizing up: fewer pixels
+    if any(placement.flip):  # before resizing up: fewer pixels
+        image = cv2.flip(image, {(True, False): 0, (False, True): 1}.get(placement.flip, -1))
     if size == full:
         cv2.resize(image, (full[1], full[0]), dst=content, interpolation=cv2.INTER_LINEAR)
     else:
         resized = cv2.resize(image, (full[1], full[0]), interpolation=cv2.INTER_LINEAR)
-        content[...] = resized[offset[0] : offset[0] + size[0], offset[1] : offset[1] + size[1]]
-    if augmentation.color != (1.0, 1.0, 1.0):
-        content[...] = jitter_color(content, augmentation.color)
+        content[...] = resized[top : top + size[0], left : left + size[1]]
+    for color in colors:
+        if color != (1.0, 1.0, 1.0):
+            content[...] = jitter_color(content, color)
     row[size[0] :] = 0
     row[: size[0], size[1] :] = 0
-    return Placement(size, scale, offset)
 
 
 def jitter_color(
@@ -203,29 +163,36 @@ def jitter_color(
     return cv2.transform(image, affine)
 
 
+def blend(
+    first: UInt8[np.ndarray, "h w 3"], second: UInt8[np.ndarray, "h w 3"], share: float
+) -> UInt8[np.ndarray, "h w 3"]:
+    """`share` of the first image and the rest of the second."""
+    return np.asarray(cv2.addWeighted(first, share, second, 1 - share, 0))
+
+
 def move_boxes(
-    boxes: Float[np.ndarray, "n 4"], width: int, placement: Placement, flip: bool
-) -> tuple[Float[np.ndarray, "n 4"], np.ndarray]:
+    boxes: Float[np.ndarray, "n 4"], image_size: tuple[int, ...], placement: Placement
+) -> tuple[Float[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]:
     """Boxes of the original image in the frame of the row.
 
     Args:
       boxes: xyxy px in the original.
-      width: of the original, px.
-      placement: from `write_row`.
-      flip: whether it mirrored.
+      image_size: (h, w, ...) of the original, px.
+      placement: as given to `write_row`.
 
     Returns:
-      xyxy px clipped to the content, and a mask of those that a crop left visible enough
-      (`MIN_VISIBLE`, and more than a pixel each way where the box was larger than that).
+      float64 xyxy px clipped to the content, and a mask of those of which the crop left at least
+      the share `MIN_VISIBLE`.
     """
     moved = boxes.astype(np.float64)
-    if flip:
-        moved[:, [0, 2]] = width - moved[:, [2, 0]]
-    moved *= np.tile(placement.scale[::-1], 2)
+    for axis, low, high in ((0, 1, 3), (1, 0, 2)):
+        if placement.flip[axis]:
+            moved[:, [low, high]] = image_size[axis] - moved[:, [high, low]]
+    moved *= np.tile(placement.scale(image_size)[::-1], 2)
     moved -= np.tile(placement.offset[::-1], 2)
-    height, content_width = placement.size
-    clipped = moved.clip(0, [content_width, height, content_width, height])
+    height, width = placement.size
+    clipped = moved.clip(0, [width, height, width, height])
     area, visible = (np.prod(b[:, 2:] - b[:, :2], axis=1) for b in (moved, clipped))
     keep = visible >= MIN_VISIBLE * area
     keep &= (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
-    return clipped.astype(np.float32), keep
+    return clipped, keep

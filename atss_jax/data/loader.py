@@ -5,7 +5,7 @@ pixels straight into the shared memory that the training process receives. NumPy
 batch on devices is `parallel.shard_batch`'s task.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -14,10 +14,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from atss_jax.data.batch_plan import BatchPlan, choose_bucket, fit_error
-from atss_jax.data.batch_rows import Rows, check_overflow, make_batch, planned_rows, process_rows
+from atss_jax.data.augment_list import Augmentations
+from atss_jax.data.batch_plan import BatchPlan, PlannedBatch, choose_bucket, fit_error
+from atss_jax.data.batch_rows import check_overflow, make_batch, process_rows
 from atss_jax.data.dataset import DetectionDataset
-from atss_jax.data.images import Augmentation, resized_size
+from atss_jax.data.images import resized_size
 from atss_jax.structures import Batch, GroundTruth
 
 NUM_STEPS = 2**40
@@ -81,40 +82,28 @@ def batch_shapes(bucket: tuple[int, int], batch_size: int, max_boxes: int) -> Ba
 
 
 class _PlannedBatches(grain.transforms.Map):
-    """Step number -> this process' part of the batch. Runs in the workers."""
+    """Number -> this process' rows of a planned batch. Runs in the workers."""
 
     def __init__(
         self,
         dataset: DetectionDataset,
-        plan: BatchPlan,
+        planned: Callable[[int], PlannedBatch],
         rows: slice,
         max_boxes: int,
+        augmentations: Augmentations | None,
     ):
-        self._dataset, self._plan, self._rows = dataset, plan, rows
-        self._max_boxes = max_boxes
+        self._dataset, self._planned, self._rows = dataset, planned, rows
+        self._max_boxes, self._augmentations = max_boxes, augmentations
 
     def map(self, element: int) -> Batch:
-        """The batch of a step."""
-        rows = planned_rows(self._plan.step(int(element)), self._rows)
-        return _make_batch(self._dataset, rows, self._max_boxes)
-
-
-class _ListedBatches(grain.transforms.Map):
-    """Index into a list of rows -> batch."""
-
-    def __init__(self, dataset: DetectionDataset, rows: list[Rows], max_boxes: int):
-        self._dataset, self._rows, self._max_boxes = dataset, rows, max_boxes
-
-    def map(self, element: int) -> Batch:
-        """The batch at a place in the list."""
-        rows = self._rows[int(element)]
-        return _make_batch(self._dataset, rows, self._max_boxes)
-
-
-def _make_batch(dataset: DetectionDataset, rows: Rows, max_boxes: int) -> Batch:
-    """A batch in memory that the training process can map, when in a worker."""
-    empty = grain.multiprocessing.SharedMemoryArray if _in_worker_process else np.empty
-    return make_batch(dataset, rows, max_boxes, empty=empty)
+        """The batch, in memory that the training process can map when in a worker."""
+        return make_batch(
+            self._dataset,
+            self._planned(int(element)).rows(self._rows),
+            self._max_boxes,
+            augmentations=self._augmentations,
+            empty=grain.multiprocessing.SharedMemoryArray if _in_worker_process else np.empty,
+        )
 
 
 def train_batches(
@@ -152,7 +141,7 @@ def train_batches(
     check_overflow(dataset, max_boxes, on_overflow)
     rows = process_rows(plan.global_batch, process_index, process_count)
     steps = grain.MapDataset.range(start_step, NUM_STEPS)
-    batches = steps.map(_PlannedBatches(dataset, plan, rows, max_boxes))
+    batches = steps.map(_PlannedBatches(dataset, plan.step, rows, max_boxes, plan.augmentations))
     return Batches(_run(batches, num_workers, prefetch), None)
 
 
@@ -169,7 +158,8 @@ def batch_at(
     """The batch that `train_batches` yields for a step, read now."""
     check_overflow(dataset, max_boxes, on_overflow)
     rows = process_rows(plan.global_batch, process_index, process_count)
-    return make_batch(dataset, planned_rows(plan.step(step), rows), max_boxes)
+    planned = plan.step(step).rows(rows)
+    return make_batch(dataset, planned, max_boxes, augmentations=plan.augmentations)
 
 
 def eval_batches(
@@ -211,21 +201,21 @@ def eval_batches(
         target = resized_size((height, width), short_side, max_long_side)
         bucket = choose_bucket(target, list(members))
         if bucket is None:
-            raise fit_error(index, target, buckets)
+            raise fit_error(dataset.describe(index), target, buckets)
         members[bucket].append(index)
         targets[index] = target
-    rows = []
+    planned = []
     for bucket, records in members.items():
         for first in range(0, len(records), batch_size):
             chosen = np.full(batch_size, -1, np.int32)
             part = records[first : first + batch_size]
             chosen[: len(part)] = part
-            chosen = chosen[mine]
-            augmentations = (Augmentation(),) * len(chosen)
-            rows.append(Rows(bucket, chosen, targets[chosen], augmentations))
-    places = grain.MapDataset.range(len(rows))
-    batches = places.map(_ListedBatches(dataset, rows, max_boxes))
-    return Batches(_run(batches, 0, EVAL_PREFETCH), len(rows))
+            planned.append(PlannedBatch(bucket, chosen, targets[chosen]))
+    places = grain.MapDataset.range(len(planned))
+    batches = places.map(
+        _PlannedBatches(dataset, planned.__getitem__, mine, max_boxes, augmentations=None)
+    )
+    return Batches(_run(batches, 0, EVAL_PREFETCH), len(planned))
 
 
 def _run(batches: Any, num_workers: int, prefetch: int) -> Any:

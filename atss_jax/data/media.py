@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from atss_jax.data import images
+from atss_jax.data import decoding
 from atss_jax.typing import UInt8
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
@@ -57,8 +57,8 @@ def read_image_file(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
     """
     data = Path(path).read_bytes()
     try:
-        _, orientation = images.read_header(data)
-        return images.decode(data, orientation)
+        _, orientation = decoding.read_header(data)
+        return decoding.decode(data, orientation)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from atss_jax.data import images as images_lib
+from atss_jax.data import decoding
 from atss_jax.data.dataset import (
     Annotations,
     DetectionDataset,
@@ -254,7 +254,7 @@ def _read_columns(builder: Any, split: str) -> dict[str, np.ndarray]:
     heads, groups = [], []
     for place in range(len(source)):
         record = source[place]
-        size, orientation = images_lib.read_header(record["image"])
+        size, orientation = decoding.read_header(record["image"])
         name = record["image/filename"]
         name = name.decode() if isinstance(name, bytes) else str(name)
         heads.append((int(record["image/id"]), place, size, orientation, name))

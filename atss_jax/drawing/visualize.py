@@ -5,7 +5,6 @@ anything is drawn on them, so that lines and text stay legible; the returned pic
 than the image. Nothing here touches a device.
 """
 
-import colorsys
 import math
 import os
 from collections.abc import Sequence
@@ -14,31 +13,14 @@ import cv2
 import numpy as np
 from etils import epath
 
-Color = tuple[int, int, int]
+from atss_jax.drawing.palette import GROUND_TRUTH_COLOR, LEVEL_COLORS, Color, class_color
+from atss_jax.files import write_whole
 
-LEVEL_COLORS: tuple[Color, ...] = (
-    (230, 60, 60),
-    (250, 160, 20),
-    (70, 200, 80),
-    (50, 150, 255),
-    (200, 90, 240),
-)
-"""RGB of P3..P7."""
-
-GROUND_TRUTH_COLOR: Color = (255, 235, 60)
 MIN_SHORT_SIDE = 480
 """Images are enlarged until their short side has this many px."""
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _DARK, _LIGHT = (24, 24, 24), (245, 245, 245)
-
-
-def class_color(label: int) -> Color:
-    """A bright RGB colour for a class index; neighbouring indices differ well."""
-    hue = (0.02 + label * 0.61803398875) % 1.0
-    value = 1.0 if label % 2 == 0 else 0.85
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, value)
-    return int(red * 255), int(green * 255), int(blue * 255)
 
 
 def enlarge(image: np.ndarray, min_short_side: int = MIN_SHORT_SIDE) -> tuple[np.ndarray, float]:
@@ -95,6 +77,16 @@ def draw_boxes(
     for text, box, box_color in texts:
         _tag(picture, text, box, box_color)
     return picture
+
+
+def with_title(picture: np.ndarray, text: str) -> np.ndarray:
+    """A picture with a line of text on a dark bar below it.
+
+    Args:
+      picture: uint8 [H, W, 3].
+      text: the line.
+    """
+    return _with_bar(picture, [(text, None)])
 
 
 def draw_side_by_side(
@@ -188,7 +180,7 @@ def contact_sheet(
 
     Args:
       images: uint8 [h, w, 3] each; at least one.
-      columns: cells a row; about as many as rows by default.
+      columns: cells per row; about as many as rows by default.
       gap: px between cells.
 
     Raises:
@@ -223,7 +215,7 @@ def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
     except cv2.error as error:
         raise ValueError(f"{path}: OpenCV cannot write this type. Use .png or .jpg.") from error
     try:
-        path.write_bytes(data.tobytes())
+        write_whole(path, data.tobytes())
     except OSError as error:
         raise ValueError(f"{path}: cannot be written. Does the folder exist?") from error
 

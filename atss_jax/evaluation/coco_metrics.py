@@ -1,9 +1,10 @@
-"""Detections -> COCO result list -> the 12 COCO numbers, AP per class, precision-recall curves.
+"""COCO result list -> the 12 COCO numbers, AP per class, precision-recall curves.
 
 pycocotools is the referee; hotcoco is a faster backend that must give the same numbers. This is
 the only module that knows either. Host code only: NumPy in, plain dictionaries out.
 """
 
+import collections
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
@@ -11,13 +12,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from atss_jax.structures import Detections
-
 METRICS = (
     "AP", "AP50", "AP75", "APs", "APm", "APl",
     "AR1", "AR10", "AR100", "ARs", "ARm", "ARl",
 )  # fmt: skip
 """The COCO numbers, in the order of pycocotools' `stats`."""
+
+MAIN_METRIC = METRICS[0]
+"""The number that checkpoints are chosen by."""
+
+NO_OBJECTS = -1.0
+"""A metric's value where there is no object to find; `known_or_none` says so to people."""
 
 BACKENDS = ("pycocotools", "hotcoco")
 
@@ -29,49 +34,9 @@ class ClassCurves(NamedTuple):
     """
 
     precision: np.ndarray
-    """[10 IoU thresholds, 101 recalls, 4 sizes] at 100 detections an image."""
+    """[10 IoU thresholds, 101 recalls, 4 sizes] at 100 detections per image."""
     recall: np.ndarray
     """[10 IoU thresholds, 4 sizes]: highest recall."""
-
-
-def detections_to_coco(
-    detections: Detections,
-    record_index: np.ndarray,
-    image_ids: Sequence[int] | np.ndarray,
-    category_ids: Sequence[int],
-) -> list[dict[str, Any]]:
-    """Detections of a batch as a COCO result list, xywh px.
-
-    Args:
-      detections: host arrays, leading B.
-      record_index: which record of the data set each row is, [B]; rows with -1 are filling and
-        left out.
-      image_ids: COCO image id of each record.
-      category_ids: COCO category id of each class index.
-
-    Returns:
-      One dictionary for each valid detection: image_id, category_id, bbox, score.
-    """
-    results = []
-    boxes, scores, labels, is_valid = (np.asarray(field) for field in detections)
-    for row, record in enumerate(np.asarray(record_index).tolist()):
-        if record < 0:
-            continue
-        keep = is_valid[row]
-        xyxy = boxes[row][keep].astype(np.float64)
-        xywh = np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
-        for box, score, label in zip(
-            xywh.tolist(), scores[row][keep].tolist(), labels[row][keep].tolist(), strict=True
-        ):
-            results.append(
-                {
-                    "image_id": int(image_ids[record]),
-                    "category_id": int(category_ids[label]),
-                    "bbox": box,
-                    "score": score,
-                }
-            )
-    return results
 
 
 def coco_metrics(
@@ -95,16 +60,18 @@ def coco_metrics(
       backend: "pycocotools" or "hotcoco".
 
     Returns:
-      `METRICS` and "AP/<class name>", in [0, 1]; -1 where there is no object to find.
+      `METRICS` and "AP/<class>" with names of `unique_names`, in [0, 1]; `NO_OBJECTS` (-1) where
+      there is no object to find.
 
     Raises:
-      ValueError: unknown backend, or results about images or categories that do not exist.
+      ValueError: unknown backend, results about images or categories that do not exist, or a box
+        or score that is not finite.
       ImportError: hotcoco asked for, but not installed.
     """
     evaluator = _evaluator(ground_truth, results, backend)
     metrics = {name: float(x) for name, x in zip(METRICS, evaluator.stats, strict=True)}
     curves = _class_curves(evaluator, category_ids)
-    for name, curve in zip(class_names, curves, strict=True):
+    for name, curve in zip(unique_names(class_names, category_ids), curves, strict=True):
         metrics[f"AP/{name}"] = mean_known(curve.precision[:, :, 0])
     return metrics
 
@@ -119,14 +86,32 @@ def precision_curves(
     return _class_curves(_evaluator(ground_truth, results, "pycocotools"), category_ids)
 
 
+def unique_names(class_names: Sequence[str], category_ids: Sequence[int]) -> list[str]:
+    """Class names; those that several categories share are followed by the category id.
+
+    >>> unique_names(["cat", "dog", "cat"], [1, 2, 5])
+    ['cat (id 1)', 'dog', 'cat (id 5)']
+    """
+    counts = collections.Counter(class_names)
+    return [
+        name if counts[name] == 1 else f"{name} (id {category})"
+        for name, category in zip(class_names, category_ids, strict=True)
+    ]
+
+
+def known_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """Metrics for people and files: None (null in JSON) instead of -1 where nothing was to find."""
+    return {name: None if x == NO_OBJECTS else x for name, x in metrics.items()}
+
+
 def mean_known(values: np.ndarray) -> float:
     """Mean of the entries that are not -1 (no objects), or -1 where all are."""
     known = values[values > -1]
-    return float(known.mean()) if known.size else -1.0
+    return float(known.mean()) if known.size else NO_OBJECTS
 
 
 def _class_curves(evaluator: Any, category_ids: Sequence[int]) -> list[ClassCurves]:
-    """One entry for each class index; the evaluator sorts categories by id."""
+    """One entry per class index; the evaluator sorts categories by id."""
     precision = np.asarray(evaluator.eval["precision"])  # [T, R, K, areas, max detections]
     recall = np.asarray(evaluator.eval["recall"])  # [T, K, areas, max detections]
     position = {category: k for k, category in enumerate(sorted(category_ids))}
@@ -143,6 +128,7 @@ def _evaluator(
     if backend not in BACKENDS:
         raise ValueError(f'eval.backend={backend!r}: use "pycocotools" or "hotcoco".')
     _check_ids(ground_truth, results)
+    _check_finite(results)
     make = _pycocotools if backend == "pycocotools" else _hotcoco
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator = make(ground_truth, results)
@@ -194,3 +180,18 @@ def _check_ids(ground_truth: Mapping[str, Any], results: Sequence[Mapping[str, A
                 f"results with {field} {unknown[:5]}: not among the {len(known)} {group} of the "
                 "ground truth. Evaluate against the annotations that the detections belong to."
             )
+
+
+def _check_finite(results: Sequence[Mapping[str, Any]]) -> None:
+    """Raises for a NaN or infinite number: pycocotools takes an IoU of NaN for a match."""
+    if not results:
+        return
+    numbers = np.array([(*result["bbox"], result["score"]) for result in results], np.float64)
+    wrong = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
+    if wrong.size:
+        first = results[wrong[0]]
+        raise ValueError(
+            f"{wrong.size} of {len(results)} results are not finite; the first is of image "
+            f"{first['image_id']}: bbox {first['bbox']}, score {first['score']}. Leave out results "
+            "with NaN or infinite numbers, and look for the reason in the network."
+        )

@@ -18,6 +18,13 @@ class EvalConfig(ConfigGroup, name="eval"):
     """Candidates per level that enter NMS."""
     nms_iou: Annotated[float, Range(0, 1)] = 0.6
     """NMS drops a box that overlaps a better one of its class by more than this IoU."""
+    nms: Literal["hard", "soft_linear", "soft_gaussian"] = "hard"
+    """hard drops overlapping boxes; soft lowers their scores (arXiv 1704.04503): linear by 1 - IoU
+    above nms_iou, gaussian by exp(-IoU^2 / soft_nms_sigma)."""
+    soft_nms_sigma: Annotated[float, Range(above=0)] = 0.5
+    """Width of soft_gaussian."""
+    soft_nms_min_score: Annotated[float, Range(0, 1)] = 0.05
+    """Soft NMS drops boxes whose lowered final score is less than this."""
     max_detections: Annotated[int, Range(1)] = 100
     """Detections per image."""
     score: Literal["sqrt", "product", "cls"] = "sqrt"

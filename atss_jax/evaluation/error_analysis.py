@@ -4,8 +4,8 @@ Host code after an evaluation, for `scripts/report.py`. It explains the metrics;
 `coco_metrics` is. Error types after Bolya et al., TIDE, ECCV 2020, Sec. 2.2, in a simple form.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,21 @@ MATCH_IOU = 0.5
 
 NEAR_IOU = 0.1
 """Below this IoU with every object a detection lies on the background."""
+
+
+class Scene(NamedTuple):
+    """The detections and objects of one image; host arrays, xyxy px."""
+
+    boxes: np.ndarray
+    """[N, 4], best first."""
+    scores: np.ndarray
+    """[N], descending."""
+    labels: np.ndarray
+    """[N]."""
+    gt_boxes: np.ndarray
+    """[M, 4]."""
+    gt_labels: np.ndarray
+    """[M]."""
 
 
 class Verdicts(NamedTuple):
@@ -40,9 +55,7 @@ def pairwise_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.where(union > 0, intersection / np.where(union > 0, union, 1), 0)
 
 
-def judge_image(
-    boxes: np.ndarray, labels: np.ndarray, gt_boxes: np.ndarray, gt_labels: np.ndarray
-) -> Verdicts:
+def judge_image(scene: Scene) -> Verdicts:
     """Matches detections to objects, greedily by score.
 
     A detection is "correct" when it is the first to reach IoU 0.5 with an object of its class,
@@ -51,11 +64,9 @@ def judge_image(
     "background" otherwise.
 
     Args:
-      boxes: xyxy px of the detections, best first.
-      labels: of the detections.
-      gt_boxes: xyxy px of the objects.
-      gt_labels: of the objects.
+      scene: of the image.
     """
+    boxes, labels, gt_boxes, gt_labels = scene.boxes, scene.labels, scene.gt_boxes, scene.gt_labels
     kinds = np.full(len(boxes), KINDS.index("background"))
     matched = np.full(len(boxes), -1)
     is_missed = np.ones(len(gt_boxes), bool)
@@ -80,7 +91,7 @@ def judge_image(
 
 
 def confusion_matrix(
-    images: Sequence[Mapping[str, Any]], verdicts: Sequence[Verdicts], num_classes: int
+    scenes: Sequence[Scene], verdicts: Sequence[Verdicts], num_classes: int
 ) -> np.ndarray:
     """Counts [K + 1, K + 1]: rows are objects, columns detections; the last one is "nothing".
 
@@ -88,40 +99,38 @@ def confusion_matrix(
     the last row, a missed object that was not even mistaken for another class in the last column.
 
     Args:
-      images: of each image "labels" (detections) and "gt_labels" (objects).
-      verdicts: of each image.
+      scenes: of each image.
+      verdicts: of each image, from `judge_image`.
       num_classes: K.
     """
     counts = np.zeros((num_classes + 1, num_classes + 1), np.int64)
-    for image, verdict in zip(images, verdicts, strict=True):
+    for scene, verdict in zip(scenes, verdicts, strict=True):
         mistaken = set()
-        for kind, label, about in zip(verdict.kinds, image["labels"], verdict.matched, strict=True):
+        for kind, label, about in zip(verdict.kinds, scene.labels, verdict.matched, strict=True):
             if KINDS[kind] in ("correct", "class"):
-                counts[image["gt_labels"][about], label] += 1
+                counts[scene.gt_labels[about], label] += 1
                 mistaken.add(int(about))
             else:
                 counts[num_classes, label] += 1
         for i in np.flatnonzero(verdict.is_missed):
             if int(i) not in mistaken:
-                counts[image["gt_labels"][i], num_classes] += 1
+                counts[scene.gt_labels[i], num_classes] += 1
     return counts
 
 
-def best_threshold(images: Sequence[Mapping[str, Any]]) -> tuple[float, float, float, float]:
+def best_threshold(scenes: Sequence[Scene]) -> tuple[float, float, float, float]:
     """The score threshold of the highest F1, with precision, recall and F1 there.
 
     Args:
-      images: of each image "boxes", "labels", "scores" (best first), "gt_boxes", "gt_labels".
+      scenes: of each image.
     """
     scores, is_correct = [np.zeros(0)], [np.zeros(0, bool)]
     num_objects = 0
-    for image in images:
-        verdict = judge_image(
-            image["boxes"], image["labels"], image["gt_boxes"], image["gt_labels"]
-        )
-        scores.append(np.asarray(image["scores"], np.float64))
+    for scene in scenes:
+        verdict = judge_image(scene)
+        scores.append(np.asarray(scene.scores, np.float64))
         is_correct.append(verdict.kinds == KINDS.index("correct"))
-        num_objects += len(image["gt_labels"])
+        num_objects += len(scene.gt_labels)
     all_scores, correct = np.concatenate(scores), np.concatenate(is_correct)
     if not correct.any():
         return 0.0, 0.0, 0.0, 0.0

@@ -1,7 +1,7 @@
 """Test-time augmentation: which passes over an image, and how their detections become one set.
 
 Host code after `postprocess`: each pass is an ordinary inference at another size, mirrored or not
-(`evaluate.detect_passes` runs them); here are the list of passes, the size range that each pass is
+(`whole_split.evaluate` takes them); here are the list of passes, the size range that each pass is
 trusted in, and the merging by box voting. ATSS Sec. 4.5 (Table 8, multi-scale testing); numbers
 from the official evaluation. Everything is in the original image's continuous px.
 """
@@ -138,7 +138,7 @@ def merge_images(
       max_detections: kept of each image.
 
     Returns:
-      Detections [N, up to `max_detections`], sorted by falling score.
+      Detections [N, up to `max_detections`], sorted by descending score.
     """
     boxes, scores, labels = (
         np.concatenate([np.asarray(detections[field]) for _, detections, _ in passes], axis=1)
@@ -205,7 +205,7 @@ def soft_vote(
       score_threshold: of what lingers; above 1 for plain voting.
 
     Returns:
-      Boxes and scores, sorted by falling score.
+      Boxes and scores, sorted by descending score.
     """
     order = np.argsort(-scores, kind="stable")
     boxes, scores = boxes[order].astype(np.float64), scores[order].astype(np.float64)

@@ -6,19 +6,58 @@ an exported program.
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from atss_jax.evaluation.config import EvalConfig
 from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.geometry.boxes import at_least_float32, decode_deltas, decode_points
-from atss_jax.geometry.nms import class_wise_nms
+from atss_jax.geometry.nms import class_wise_nms, class_wise_soft_nms
 from atss_jax.structures import Detections, HeadOutputs
 from atss_jax.typing import Array, Bool, Float, Int
 
 SCORES = ("sqrt", "product", "cls")
 """Final scores of a detection, see `postprocess`."""
+
+NMS = ("hard", "soft_linear", "soft_gaussian")
+"""What happens to a box that overlaps a better one of its class, see `postprocess`."""
+
+
+class PostprocessSettings(NamedTuple):
+    """The keywords of `postprocess` as one value; the fields are explained there."""
+
+    regression: str = "box"
+    score_threshold: float = 0.05
+    pre_nms_top_k: int = 1000
+    nms_iou: float = 0.6
+    max_detections: int = 100
+    score: str = "sqrt"
+    nms: str = "hard"
+    soft_nms_sigma: float = 0.5
+    soft_nms_min_score: float = 0.05
+
+
+def make_settings(config: EvalConfig, regression: str) -> PostprocessSettings:
+    """The settings that a recipe asks for.
+
+    Args:
+      config: the recipe's group "eval".
+      regression: what the network regresses, "box" or "point".
+    """
+    return PostprocessSettings(
+        regression=regression,
+        score_threshold=config.score_threshold,
+        pre_nms_top_k=config.pre_nms_top_k,
+        nms_iou=config.nms_iou,
+        max_detections=config.max_detections,
+        score=config.score,
+        nms=config.nms,
+        soft_nms_sigma=config.soft_nms_sigma,
+        soft_nms_min_score=config.soft_nms_min_score,
+    )
 
 
 def postprocess(
@@ -33,6 +72,9 @@ def postprocess(
     nms_iou: float = 0.6,
     max_detections: int = 100,
     score: str = "sqrt",
+    nms: str = "hard",
+    soft_nms_sigma: float = 0.5,
+    soft_nms_min_score: float = 0.05,
 ) -> Detections:
     """Detections of one image, in the order of the official code.
 
@@ -40,6 +82,9 @@ def postprocess(
     `pre_nms_top_k` by probability x centerness; decoded; clipped to the content. Then class-wise
     NMS over all levels and the best `max_detections`. Official settings: the defaults for ATSS and
     FCOS; `nms_iou=0.4`, `score="cls"` for RetinaNet.
+
+    NaNs and infinite regressions never become detections; infinite logits are probabilities of 0
+    or 1.
 
     Args:
       outputs: raw predictions of one image, any float type.
@@ -53,15 +98,21 @@ def postprocess(
       max_detections: D.
       score: "sqrt" of probability x centerness, their "product", or "cls", the probability alone
         (then the ranking is by it, too). A head without centerness has "cls" only.
+      nms: "hard" drops boxes; "soft_linear" and "soft_gaussian" lower their final score instead,
+        see `geometry.nms.class_wise_soft_nms`.
+      soft_nms_sigma: of "soft_gaussian".
+      soft_nms_min_score: soft NMS drops boxes whose lowered final score is less than this.
 
     Returns:
-      Detections, sorted by falling score, in px of the original image. Empty slots are zeros.
+      Detections, sorted by descending score, in px of the original image. Empty slots are zeros.
 
     Raises:
-      ValueError: unknown `regression` or `score`.
+      ValueError: unknown `regression`, `score` or `nms`.
     """
     if score not in SCORES:
         raise ValueError(f"score={score!r}: must be one of {', '.join(SCORES)}.")
+    if nms not in NMS:
+        raise ValueError(f"nms={nms!r}: must be one of {', '.join(NMS)}.")
     has_centerness = outputs.centerness_logits is not None and score != "cls"
     is_own = grid.own_mask(image_size)
     per_level = []
@@ -80,15 +131,29 @@ def postprocess(
         )
         regressions = outputs.box_regression[level].reshape(num_anchors, 4)[anchor_index]
         boxes = decode_boxes(regressions, grid, start + anchor_index, regression)
-        per_level.append((_clip_to_content(boxes, image_size), ranks, labels))
-    boxes, ranks, labels = (jnp.concatenate(parts) for parts in zip(*per_level, strict=True))
-
-    index, is_valid = class_wise_nms(
-        boxes, ranks, labels, ranks >= 0, iou_threshold=nms_iou, max_detections=max_detections
+        boxes = _clip_to_content(boxes, image_size)
+        # The clipping makes an infinite side finite, so both are looked at.
+        is_finite = jnp.isfinite(regressions).all(-1) & jnp.isfinite(boxes).all(-1)
+        per_level.append((boxes, ranks, labels, (ranks >= 0) & is_finite))
+    boxes, ranks, labels, is_candidate = (
+        jnp.concatenate(parts) for parts in zip(*per_level, strict=True)
     )
-    scores = ranks[index]
-    if has_centerness and score == "sqrt":
-        scores = jnp.sqrt(jnp.maximum(scores, 0))
+
+    def final(ranks):
+        return jnp.sqrt(jnp.maximum(ranks, 0)) if has_centerness and score == "sqrt" else ranks
+
+    if nms == "hard":
+        index, is_valid = class_wise_nms(
+            boxes, ranks, labels, is_candidate,
+            iou_threshold=nms_iou, max_detections=max_detections,
+        )  # fmt: skip
+        scores = final(ranks[index])
+    else:
+        index, scores, is_valid = class_wise_soft_nms(
+            boxes, final(ranks), labels, is_candidate,
+            kind=nms.removeprefix("soft_"), iou_threshold=nms_iou, sigma=soft_nms_sigma,
+            min_score=soft_nms_min_score, max_detections=max_detections,
+        )  # fmt: skip
     scale_xyxy = jnp.tile(at_least_float32(scale)[::-1], 2)
     return Detections(
         boxes=jnp.where(is_valid[:, None], boxes[index] / scale_xyxy, 0),
@@ -103,7 +168,7 @@ def postprocess_batch(
     grid: AnchorGrid,
     image_size: Int[Array, "B 2"],
     scale: Float[Array, "B 2"],
-    **settings,
+    **settings: Any,
 ) -> Detections:
     """`postprocess` of every image of a batch; `settings` are its keyword arguments."""
     one_image = functools.partial(postprocess, **settings)
@@ -133,7 +198,7 @@ def select_top_pairs(
 
     Returns:
       Rank value (probability x centerness; -1 where there is no further candidate), anchor index
-      and class of each pair, by falling rank; equal ranks by anchor, then class.
+      and class of each pair, by descending rank; equal ranks by anchor, then class.
 
     >>> ranks, anchors, classes = select_top_pairs(
     ...     jnp.array([[0.0, 2.0], [1.0, -9.0]]), None, jnp.array([True, True]),
@@ -148,13 +213,17 @@ def select_top_pairs(
 
     def rank(logits, centerness, is_own):
         probability = jax.nn.sigmoid(at_least_float32(logits))
-        is_candidate = is_own & (probability > score_threshold)
-        return jnp.where(is_candidate, probability * centerness, -1)
+        value = probability * centerness
+        # A NaN would come before every number in `top_k`.
+        is_candidate = is_own & (probability > score_threshold) & ~jnp.isnan(value)
+        return jnp.where(is_candidate, value, -1)
 
+    # The maximum is NaN where any class is: such an anchor gives no pair at all.
     best = rank(jnp.max(cls_logits, axis=-1), centerness, is_own)  # [N]
     _, anchors = lax.top_k(best, min(top_k, num_anchors))
     anchors = jnp.sort(anchors)  # equal ranks then go by the lower index, as in one selection
-    pairs = rank(cls_logits[anchors], centerness[anchors, None], is_own[anchors, None])
+    has_any = (is_own & (best >= 0))[anchors, None]
+    pairs = rank(cls_logits[anchors], centerness[anchors, None], has_any)
     ranks, pair_index = lax.top_k(pairs.ravel(), min(top_k, pairs.size))
     return ranks, anchors[pair_index // num_classes], pair_index % num_classes
 

@@ -1,42 +1,27 @@
-"""The predict step, and the exact evaluation of a whole split with it.
+"""The exact evaluation of a whole split: every image once, on any hosts, devices and batch size.
 
-Every image counts once, whatever the number of hosts and devices and the batch size: rows that
-fill up batches are dropped by their `record_index` of -1, results are gathered over hosts and
-sorted by record, and a missing or doubled image is an error.
+Rows that fill up batches are dropped by their `record_index` of -1, results are gathered over hosts
+and sorted by record, and a missing or doubled image is an error.
 """
 
 import collections
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
-from atss_jax.evaluation.coco_metrics import coco_metrics, detections_to_coco
+from atss_jax.evaluation.coco_metrics import coco_metrics
+from atss_jax.evaluation.coco_results import detections_to_coco
 from atss_jax.evaluation.passes import Pass, merge_images
-from atss_jax.evaluation.postprocess import postprocess_batch
-from atss_jax.geometry.anchors import AnchorGrid
-from atss_jax.models.detector import normalize_images
+from atss_jax.evaluation.predict_step import PredictStep
 from atss_jax.runtime import parallel
 from atss_jax.structures import Batch, Detections
-from atss_jax.typing import Array, Float, Int, UInt8
-
-PredictStep = Callable[[Any, Any, Any, Any], Detections]
-"""(variables, images, image_size, scale), leading B, -> Detections in original coordinates."""
+from atss_jax.typing import Array
 
 BATCHES_IN_FLIGHT = 3
 """Batches given to the devices before the oldest result is fetched."""
-
-
-@runtime_checkable
-class Network(Protocol):
-    """`models.detector.Detector`, or whatever answers like it."""
-
-    def apply(self, variables: Any, images: Any, image_size: Any, /, *, train: bool) -> Any:
-        """`HeadOutputs` of normalised images."""
-        ...
 
 
 @runtime_checkable
@@ -63,87 +48,41 @@ class EvaluationSet(Protocol):
         ...
 
 
-def make_predict_step(
-    model: Network,
-    grid: AnchorGrid,
-    *,
-    normalize: dict[str, Any],
-    postprocess: dict[str, Any],
-    mesh: Mesh | None = None,
-    flip: bool = False,
-) -> PredictStep:
-    """The jitted inference of a batch; it compiles once for each bucket.
+class PlannedPass(NamedTuple):
+    """One look at all images, ready to be taken."""
 
-    Args:
-      model: the network.
-      grid: its anchors, over any bucket.
-      normalize: keywords of `normalize_images`.
-      postprocess: keywords of `postprocess`.
-      mesh: devices over which the batch is split; None for whatever device holds the arrays.
-      flip: look at the mirrored images; the boxes come back unmirrored.
-    """
-
-    def predict(variables, images, image_size, scale):
-        if flip:
-            images = mirror_images(images, image_size)
-        normalized = normalize_images(images, image_size, **normalize)
-        outputs = model.apply(variables, normalized, image_size, train=False)
-        bucket_grid = grid.with_image_shape((images.shape[1], images.shape[2]))
-
-        def local(outputs, image_size, scale):
-            found: Any = postprocess_batch(outputs, bucket_grid, image_size, scale, **postprocess)
-            if flip:
-                found = found._replace(boxes=mirror_boxes(found.boxes, image_size, scale))
-            return found
-
-        if mesh is None:
-            return local(outputs, image_size, scale)
-        # Selections and NMS stay on the device that holds the image: jit alone would gather.
-        rows = PartitionSpec(parallel.AXIS)
-        detect_local = jax.shard_map(
-            local, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
-        )
-        return detect_local(outputs, image_size, scale)
-
-    return jax.jit(predict)
+    settings: Pass
+    predict_step: PredictStep
+    """From `make_predict_step` with the mesh of the evaluation, mirroring as the pass does."""
+    make_batches: Callable[[], Iterator[Batch]]
+    """This host's rows of every global batch, at the size of the pass; each host makes as many
+    batches."""
 
 
-def mirror_images(
-    images: UInt8[Array, "B H W 3"], image_size: Int[Array, "B 2"]
-) -> UInt8[Array, "B H W 3"]:
-    """Images with their content mirrored left to right and its upper left corner in place."""
-    columns = jnp.arange(images.shape[2])[None]  # [1, W]
-    width = image_size[:, 1:]
-    source = jnp.where(columns < width, width - 1 - columns, columns)  # [B, W]
-    return jnp.take_along_axis(images, source[:, None, :, None], axis=2)
+class Outcome(NamedTuple):
+    """What an evaluation found; the same on every host."""
 
-
-def mirror_boxes(
-    boxes: Float[Array, "B D 4"], image_size: Int[Array, "B 2"], scale: Float[Array, "B 2"]
-) -> Float[Array, "B D 4"]:
-    """Boxes in original px mirrored left to right within their images; undoes itself."""
-    width = (image_size[:, 1] / scale[:, 1])[:, None]  # [B, 1], original px
-    x1, y1, x2, y2 = (boxes[..., i] for i in range(4))
-    return jnp.stack([width - x2, y1, width - x1, y2], axis=-1)
+    metrics: dict[str, float]
+    """The 12 numbers and "AP/<class>"; empty without metrics."""
+    detections: Detections
+    """Host arrays [N, D], original px; row i is the data set's record i."""
 
 
 def evaluate(
-    predict_step: PredictStep,
+    passes: Sequence[PlannedPass],
     variables: Any,
-    batches: Iterator[Batch],
     dataset: EvaluationSet,
     *,
     mesh: Mesh,
     backend: str = "pycocotools",
     with_metrics: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
-) -> tuple[dict[str, float], list[dict[str, Any]]] | None:
-    """Metrics and COCO results of a split; the same for any hosts, devices and batch size.
+) -> Outcome | None:
+    """Detections and metrics of a split; the same for any hosts, devices and batch size.
 
     Args:
-      predict_step: from `make_predict_step` with the same mesh.
+      passes: one for a plain evaluation; the detections of several are merged by voting.
       variables: {"params": ..., "batch_stats": ...}.
-      batches: this host's rows of every global batch (as many batches on each host).
       dataset: names, ids and annotations of the split.
       mesh: the devices.
       backend: see `coco_metrics`.
@@ -151,97 +90,48 @@ def evaluate(
       should_stop: asked before each batch.
 
     Returns:
-      (metrics, results), on every host; None when told to stop.
+      The outcome, on every host; None when told to stop.
 
     Raises:
       RuntimeError: an image was seen twice, or not at all.
-    """
-    found = detect_all(predict_step, variables, batches, mesh=mesh, should_stop=should_stop)
-    if found is None:
-        return None
-    record_index, detections, _ = found
-    return score(record_index, detections, dataset, backend=backend, with_metrics=with_metrics)
-
-
-def evaluate_passes(
-    predict_steps: tuple[PredictStep, PredictStep],
-    variables: Any,
-    make_batches: Callable[[Pass], Iterator[Batch]],
-    passes: Sequence[Pass],
-    dataset: EvaluationSet,
-    *,
-    mesh: Mesh,
-    backend: str = "pycocotools",
-    with_metrics: bool = True,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> tuple[dict[str, float], list[dict[str, Any]]] | None:
-    """`evaluate` with test-time augmentation: several passes over the split, merged by voting.
-
-    Args:
-      predict_steps: the plain and the mirroring one.
-      variables: as in `evaluate`.
-      make_batches: this host's batches of the whole split at the size of a pass.
-      passes: from `multiscale.make_passes`.
-      dataset: as in `evaluate`, and so are the next ones.
-      mesh: the devices.
-      backend: of the metrics.
-      with_metrics: False leaves them empty.
-      should_stop: asked before each batch.
-
-    Returns:
-      As `evaluate`.
+      ValueError: a detection is not finite.
     """
     found = []
     for one_pass in passes:
         answer = detect_all(
-            predict_steps[one_pass.flip],
+            one_pass.predict_step,
             variables,
-            make_batches(one_pass),
+            one_pass.make_batches(),
             mesh=mesh,
             should_stop=should_stop,
         )
         if answer is None:
             return None
-        found.append(answer)
-    record_index = found[0][0]
-    merged = merge_images(
-        [(p, detections, scale) for p, (_, detections, scale) in zip(passes, found, strict=True)]
-    )
-    return score(record_index, merged, dataset, backend=backend, with_metrics=with_metrics)
+        record_index, detections, scale = answer
+        check_each_once(record_index, len(dataset.image_ids))
+        found.append((one_pass.settings, detections, scale))
+    merged = found[0][1] if len(found) == 1 else merge_images(found)
+    metrics = measure(merged, dataset, backend=backend) if with_metrics else {}
+    return Outcome(metrics, merged)
 
 
-def score(
-    record_index: np.ndarray,
-    detections: Detections,
-    dataset: EvaluationSet,
-    *,
-    backend: str,
-    with_metrics: bool,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """(metrics, results) of the detections of a whole split.
+def measure(
+    detections: Detections, dataset: EvaluationSet, *, backend: str = "pycocotools"
+) -> dict[str, float]:
+    """Metrics of the detections of a whole split, see `coco_metrics`.
 
     Args:
-      record_index: record of each row, [N].
-      detections: host arrays, [N, D].
-      dataset: as in `evaluate`.
+      detections: host arrays, [N, D]; row i is record i.
+      dataset: names, ids and annotations of the split.
       backend: of the metrics.
-      with_metrics: False leaves them empty.
-
-    Raises:
-      RuntimeError: a record is there twice, or not at all.
     """
-    check_each_once(record_index, len(dataset.image_ids))
-    results = detections_to_coco(detections, record_index, dataset.image_ids, dataset.category_ids)
-    if not with_metrics:
-        return {}, results
-    metrics = coco_metrics(
+    return coco_metrics(
         dataset.coco_ground_truth(),
-        results,
+        detections_to_coco(detections, dataset.image_ids, dataset.category_ids),
         class_names=dataset.class_names,
         category_ids=dataset.category_ids,
         backend=backend,
     )
-    return metrics, results
 
 
 def detect_all(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atss_jax.geometry import pyramid
+from atss_jax.geometry.config import AnchorConfig
 from atss_jax.typing import Array, Bool, Int
 
 
@@ -152,6 +153,29 @@ class AnchorGrid:
             for i, shape in enumerate(self.level_shapes)
         ]
         return jnp.concatenate(masks)
+
+
+def make_grid(config: AnchorConfig, image_shape: tuple[int, int]) -> AnchorGrid:
+    """The anchors that a recipe describes, over images padded to one shape.
+
+    Args:
+      config: which anchors there are at each location.
+      image_shape: (H, W) of the padded image (the bucket), px.
+
+    Raises:
+      ValueError: a side is not a positive multiple of 32.
+
+    >>> make_grid(AnchorConfig(scales_per_octave=3), (32, 64)).num_per_location
+    3
+    """
+    return AnchorGrid(
+        image_shape=image_shape,
+        anchor_scale=config.anchor_scale,
+        scales_per_octave=config.scales_per_octave,
+        aspect_ratios=config.aspect_ratios,
+        center_offset=config.center_offset,
+        offset_px=config.offset_px,
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from atss_jax.data import coco
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
-from atss_jax.geometry.anchors import AnchorGrid
+from atss_jax.geometry.anchors import make_grid
 from atss_jax.models.detector import Detector
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import parallel
@@ -62,10 +62,9 @@ def make_plan(config: Recipe, dataset: DetectionDataset) -> BatchPlan:
         seed=config.run.seed,
         short_sides=data.train_short_sides or (data.short_side,),
         max_long_side=data.max_long_side,
-        flip=data.flip,
-        scale_crop=data.scale_crop,
-        color_jitter=data.color_jitter,
+        augmentations=data.augmentations,
         keep=dataset.has_objects if data.filter_empty else None,
+        describe=dataset.describe,
     )
 
 
@@ -84,19 +83,6 @@ def num_steps(config: Recipe, plan: BatchPlan) -> int:
     return steps or max(1, round(epochs * plan.steps_per_epoch))
 
 
-def make_grid(config: Recipe) -> AnchorGrid:
-    """The anchors, over the first bucket (a template: `grid.with_image_shape`)."""
-    anchors = config.anchors
-    return AnchorGrid(
-        image_shape=config.data.buckets[0],
-        anchor_scale=anchors.anchor_scale,
-        scales_per_octave=anchors.scales_per_octave,
-        aspect_ratios=anchors.aspect_ratios,
-        center_offset=anchors.center_offset,
-        offset_px=anchors.offset_px,
-    )
-
-
 def make_model(config: Recipe, num_classes: int) -> Detector:
     """The network."""
     model = config.model
@@ -105,7 +91,7 @@ def make_model(config: Recipe, num_classes: int) -> Detector:
         raise ValueError(f"config.model.dtype={model.dtype!r}: use one of {', '.join(dtypes)}.")
     return Detector(
         num_classes=num_classes,
-        num_anchors=make_grid(config).num_per_location,
+        num_anchors=make_grid(config.anchors, config.data.buckets[0]).num_per_location,
         backbone=model.backbone,
         flavour=model.flavour,
         backbone_norm=model.backbone_norm,
@@ -150,19 +136,6 @@ def loss_keywords(config: Recipe) -> dict[str, Any]:
         "focal_alpha": loss.focal_alpha,
         "focal_gamma": loss.focal_gamma,
         "normalizer": loss.normalizer,
-    }
-
-
-def postprocess_keywords(config: Recipe) -> dict[str, Any]:
-    """Keywords of `postprocess.postprocess`."""
-    evaluation = config.eval
-    return {
-        "regression": config.model.regression,
-        "score_threshold": evaluation.score_threshold,
-        "pre_nms_top_k": evaluation.pre_nms_top_k,
-        "nms_iou": evaluation.nms_iou,
-        "max_detections": evaluation.max_detections,
-        "score": evaluation.score,
     }
 
 

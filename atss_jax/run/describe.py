@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from atss_jax.geometry.anchors import AnchorGrid
+from atss_jax.geometry.anchors import AnchorGrid, make_grid
 from atss_jax.models.detector import Detector, frozen_mask
 from atss_jax.run import build
 from atss_jax.run.recipe import Recipe
@@ -152,7 +152,7 @@ def describe(config: Recipe) -> str:
     variables = jax.eval_shape(lambda: build.init_variables(config, model, 0))
     frozen = frozen_mask(variables["params"], frozen_stages=config.model.frozen_stages)
     largest = max(config.data.buckets, key=math.prod)
-    grid = build.make_grid(config).with_image_shape(largest)
+    grid = make_grid(config.anchors, largest)
     lines = [f"{config.model.backbone}, {num_classes} classes ({source})", ""]
     lines += _parameter_lines(count_parameters(variables["params"], frozen))
     constants = sum(math.prod(a.shape) for a in jax.tree.leaves(variables.get("batch_stats", {})))

@@ -1,8 +1,9 @@
-"""A trained detector on anybody's images: the `Detector` that people hold in their hands.
+"""A trained detector on any images, from Python.
 
-    from atss_jax.run.predict import Detector
+    from atss_jax.run.detector import Detector
     detector = Detector.load("workdirs/mine")
     found = detector("photo.jpg")            # found.boxes, found.scores, found.labels
+    several = detector(["a.jpg", pil_image, array], threshold=0.3)
 
 Coordinates are px of the upright original, whatever size the network sees. One device.
 """
@@ -12,18 +13,19 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import numpy as np
 from etils import epath
 
-from atss_jax.data import images, media
+from atss_jax.data import images
+from atss_jax.data.any_image import read_image
 from atss_jax.data.batch_plan import choose_bucket
 from atss_jax.evaluation import passes
-from atss_jax.evaluation.whole_split import make_predict_step
+from atss_jax.evaluation.coco_results import with_min_score
 from atss_jax.models import pretrained
-from atss_jax.run import build, recipe_io, validation
+from atss_jax.run import build, predict_steps, recipe_io, validation
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime.parallel import AXIS
 from atss_jax.structures import Detections
@@ -60,22 +62,8 @@ class Detector:
         self.config = config
         self.class_names, self.category_ids = tuple(class_names), tuple(category_ids)
         self.variables, self._batch_size = variables, batch_size
-        data = config.data
         self.model = build.make_model(config, len(class_names))
-        self._passes = passes.make_passes(
-            config.eval.multiscale, data.short_side, data.max_long_side
-        )
-        plain, mirrored = (
-            make_predict_step(
-                self.model,
-                build.make_grid(config),
-                normalize=build.normalize_keywords(config),
-                postprocess=build.postprocess_keywords(config),
-                flip=flip,
-            )
-            for flip in (False, True)
-        )
-        self._steps = (plain, mirrored)
+        self._looks = predict_steps.make_looks(config, self.model)
 
     @classmethod
     def load(
@@ -128,15 +116,38 @@ class Detector:
         _, variables = validation.restore_variables(config, folder, model, mesh)
         return cls(config, variables, names, ids, batch_size=batch_size)
 
-    def __call__(self, image: str | os.PathLike | np.ndarray) -> Detections:
-        """Detections of one image: only the found ones, best first.
+    @property
+    def names(self) -> dict[int, str]:
+        """Class index, as in `Detections.labels`, -> name."""
+        return dict(enumerate(self.class_names))
+
+    @overload
+    def __call__(self, image: list | tuple, *, threshold: float = 0.0) -> list[Detections]: ...
+
+    @overload
+    def __call__(self, image: Any, *, threshold: float = 0.0) -> Detections: ...
+
+    def __call__(self, image: Any, *, threshold: float = 0.0) -> Detections | list[Detections]:
+        """Detections of one image, or of each in a list: only the found ones, best first.
 
         Args:
-          image: a file, or uint8 RGB [h, w, 3].
+          image: a path, bytes or a binary file of an encoded image, a PIL image, a NumPy or JAX
+            array (uint8 RGB [h, w, 3]), or a list or tuple of these.
+          threshold: lowest score returned. The recipe's `eval.score_threshold` comes first.
+
+        Returns:
+          Detections [n] in px of the upright image; a list of them for a list.
+
+        Raises:
+          ValueError: an image does not decode, or is another array.
+          TypeError: something else was given.
         """
-        if not isinstance(image, np.ndarray):
-            image = media.read_image_file(image)
-        return next(self.detect([image]))
+        several = isinstance(image, list | tuple)
+        found = [
+            with_min_score(one, threshold)
+            for one in self.detect(map(read_image, image if several else [image]))
+        ]
+        return found if several else found[0]
 
     def detect(self, pictures: Iterable[np.ndarray]) -> Iterator[Detections]:
         """Detections of each image, in order, while the device works on the next ones.
@@ -146,17 +157,15 @@ class Detector:
         """
         stream, in_flight = iter(pictures), collections.deque()
         while chunk := list(itertools.islice(stream, self._batch_size)):
-            in_flight.append((len(chunk), [self._start(chunk, p) for p in self._passes]))
+            in_flight.append((len(chunk), [self._start(chunk, look) for look in self._looks]))
             if len(in_flight) > CHUNKS_IN_FLIGHT:
                 yield from self._finish(*in_flight.popleft())
         while in_flight:
             yield from self._finish(*in_flight.popleft())
 
-    def _start(self, chunk: list[np.ndarray], one_pass: passes.Pass) -> list[tuple]:
-        """Gives a chunk's images to the device, one batch for each bucket that occurs."""
-        data = self.config.data
-        for image in chunk:
-            _check_image(image)
+    def _start(self, chunk: list[np.ndarray], look: predict_steps.Look) -> list[tuple]:
+        """Gives a chunk's images to the device, one batch per bucket that occurs."""
+        data, one_pass = self.config.data, look.settings
         targets = [
             images.resized_size(c.shape[:2], one_pass.short_side, one_pass.max_long_side)
             for c in chunk
@@ -173,35 +182,28 @@ class Detector:
             sizes = np.tile(np.array(bucket, np.int32), (self._batch_size, 1))
             scales = np.ones((self._batch_size, 2), np.float32)
             for row, i in enumerate(rows):
-                placed = images.write_row(pixels[row], chunk[i], targets[i], images.Augmentation())
-                sizes[row], scales[row] = placed.size, placed.scale
-            step = self._steps[one_pass.flip]
-            started.append((rows, scales, step(self.variables, pixels, sizes, scales)))
+                placement = images.Placement.whole(targets[i])
+                images.write_row(pixels[row], chunk[i], placement)
+                sizes[row], scales[row] = placement.size, placement.scale(chunk[i].shape)
+            found = look.predict_step(self.variables, pixels, sizes, scales)
+            started.append((rows, scales, found))
         return started
 
     def _finish(self, count: int, started: list[list[tuple]]) -> Iterator[Detections]:
         """Fetches a chunk's detections, merges its passes and drops empty slots."""
         per_pass = []
-        for one_pass, batches in zip(self._passes, started, strict=True):
+        for look, batches in zip(self._looks, started, strict=True):
             found: Any = [None] * count
             for rows, scales, detections in batches:
                 detections = jax.device_get(detections)
                 for row, i in enumerate(rows):
                     found[i] = (jax.tree.map(lambda x, row=row: x[row], detections), scales[row])
             stacked = jax.tree.map(lambda *x: np.stack(x), *(f[0] for f in found))
-            per_pass.append((one_pass, stacked, np.stack([f[1] for f in found])))
+            per_pass.append((look.settings, stacked, np.stack([f[1] for f in found])))
         merged = per_pass[0][1] if len(per_pass) == 1 else passes.merge_images(per_pass)
         for i in range(count):
             keep = np.asarray(merged.is_valid[i])
             yield Detections(*(np.asarray(field[i])[keep] for field in merged))
-
-
-def _check_image(image: np.ndarray) -> None:
-    """Raises unless an array is uint8 RGB."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(
-            f"an image of type {image.dtype} and shape {image.shape}: give uint8 RGB [h, w, 3]."
-        )
 
 
 def load_classes(config: Recipe, workdir: epath.Path) -> tuple[tuple[str, ...], tuple[int, ...]]:

@@ -6,6 +6,8 @@ pixels in, detections out. `detector.json` beside it says everything that a call
 outputs need post-processing on the other side.
 """
 
+import datetime
+import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -15,14 +17,12 @@ import jax.numpy as jnp
 from etils import epath
 from jax import export as jax_export
 
-from atss_jax.evaluation.whole_split import make_predict_step
+from atss_jax.evaluation.postprocess import make_settings
+from atss_jax.files import write_whole
 from atss_jax.models.detector import normalize_images
-from atss_jax.run import build, workdir_files
+from atss_jax.run import predict_steps, workdir_files
 from atss_jax.run.detector import Detector
 from atss_jax.run.recipe import Recipe
-
-FORMATS = ("stablehlo", "onnx")
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 INPUTS = {
     "images": "uint8 [batch, H, W, 3]: RGB, resized content in the upper left corner, then zeros",
@@ -31,10 +31,16 @@ INPUTS = {
 }
 OUTPUTS = {
     "boxes": "float32 [batch, D, 4]: (x1, y1, x2, y2), px of the original image",
-    "scores": "float32 [batch, D], falling",
+    "scores": "float32 [batch, D], descending",
     "labels": "int32 [batch, D]: index into class_names",
     "is_valid": "bool [batch, D]: False for empty slots",
 }
+LOADS_WITH = (
+    "The files were written by jax {version}. jax.export guarantees that they load with jax "
+    "versions released up to 6 months after that one, and up to 3 weeks before it; others may "
+    "refuse them. Keep the weights, and export again for a later jax."
+)
+"""Until when an exported program can be read; the guarantee is that of jax.export."""
 RAW_OUTPUTS = {
     "cls_logits": "float32 [batch, h, w, anchors, classes], for P3..P7",
     "box_regression": "float32 [batch, h, w, anchors, 4], for P3..P7",
@@ -53,23 +59,14 @@ def export_workdir(config: Recipe, workdir: epath.Path) -> epath.Path:
       The folder.
 
     Raises:
-      ValueError: unknown format or platform, or a model that the format cannot hold.
+      FileNotFoundError: no run there.
+      ImportError: the packages of the format are not installed.
     """
-    settings = config.export
-    if settings.format not in FORMATS:
-        raise ValueError(
-            f"config.export.format={settings.format!r}: use one of {', '.join(FORMATS)}."
-        )
-    unknown = [p for p in settings.platforms if p not in PLATFORMS]
-    if unknown or not settings.platforms:
-        raise ValueError(
-            f"config.export.platforms={settings.platforms}: use some of {', '.join(PLATFORMS)}."
-        )
     workdir_files.claim_workdir(config, workdir, training=False)
     detector = Detector.load(workdir, config=config)
     folder = workdir / "export"
     folder.mkdir(parents=True, exist_ok=True)
-    write = write_stablehlo if settings.format == "stablehlo" else write_onnx
+    write = write_stablehlo if config.export.format == "stablehlo" else write_onnx
     for file in write(detector, folder):
         print(f"{file}: {file.stat().length / 2**20:.1f} MiB")
     print(f"{folder / 'detector.json'}: how to call it")
@@ -77,19 +74,14 @@ def export_workdir(config: Recipe, workdir: epath.Path) -> epath.Path:
 
 
 def write_stablehlo(detector: Detector, folder: epath.Path) -> list[epath.Path]:
-    """One StableHLO file for each bucket, and detector.json; returns the files.
+    """One StableHLO file per bucket, and detector.json; returns the files.
 
     Args:
       detector: the network with its weights; its config says batch and platforms.
       folder: where to.
     """
     config = detector.config
-    predict = make_predict_step(
-        detector.model,
-        build.make_grid(config),
-        normalize=build.normalize_keywords(config),
-        postprocess=build.postprocess_keywords(config),
-    )
+    predict = predict_steps.predict_step(config, detector.model)
     variables = jax.device_get(detector.variables)
 
     def detect(images, image_size, scale):
@@ -101,13 +93,13 @@ def write_stablehlo(detector: Detector, folder: epath.Path) -> list[epath.Path]:
             *input_shapes(bucket, config.export.batch_size)
         )
         files.append(folder / f"detector_{bucket[0]}x{bucket[1]}.stablehlo")
-        files[-1].write_bytes(program.serialize())
+        write_whole(files[-1], bytes(program.serialize()))
     describe(detector, folder, files, "stablehlo", OUTPUTS)
     return files
 
 
 def write_onnx(detector: Detector, folder: epath.Path) -> list[epath.Path]:
-    """One ONNX file for each bucket with the network alone, and detector.json.
+    """One ONNX file per bucket with the network alone, and detector.json.
 
     Post-processing stays outside: jax2onnx 0.17 cannot convert its selections. The batch is fixed:
     `export.batch_size`, 1 where that is 0.
@@ -123,7 +115,7 @@ def write_onnx(detector: Detector, folder: epath.Path) -> list[epath.Path]:
         import jax2onnx  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
-            'config.export.format="onnx" needs jax2onnx and onnx; see "ONNX" in the README. '
+            'config.export.format="onnx" needs jax2onnx and onnx: pip install jax2onnx onnx. '
             'Without them use config.export.format="stablehlo".'
         ) from error
     config = detector.config
@@ -137,18 +129,18 @@ def write_onnx(detector: Detector, folder: epath.Path) -> list[epath.Path]:
         ]
         model = jax2onnx.to_onnx(network, inputs=inputs)
         files.append(folder / f"network_{bucket[0]}x{bucket[1]}.onnx")
-        files[-1].write_bytes(model.SerializeToString())
+        write_whole(files[-1], model.SerializeToString())
     describe(detector, folder, files, "onnx", RAW_OUTPUTS)
     return files
 
 
 def raw_network(detector: Detector) -> Callable:
     """(images, image_size) -> flat tuple of raw predictions, with the weights inside."""
-    normalize = build.normalize_keywords(detector.config)
+    normalization = predict_steps.normalization(detector.config)
     variables = detector.variables
 
     def network(images, image_size):
-        normalized = normalize_images(images, image_size, **normalize)
+        normalized = normalize_images(images, image_size, **normalization._asdict())
         return tuple(jax.tree.leaves(detector.model.apply(variables, normalized, image_size)))
 
     return network
@@ -177,7 +169,12 @@ def describe(
     description = {
         "format": kind,
         "files": [
-            {"path": file.name, "height": bucket[0], "width": bucket[1]}
+            {
+                "path": file.name,
+                "height": bucket[0],
+                "width": bucket[1],
+                "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            }
             for file, bucket in zip(files, config.data.buckets, strict=True)
         ],
         "batch_size": config.export.batch_size or ("any" if kind == "stablehlo" else 1),
@@ -192,7 +189,10 @@ def describe(
             "interpolation": "bilinear without antialiasing (cv2.INTER_LINEAR)",
         },
         "anchors": json.loads(json.dumps(vars(config.anchors))),
-        "postprocess": build.postprocess_keywords(config),
+        "postprocess": make_settings(config.eval, config.model.regression)._asdict(),
+        "exported_on": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": workdir_files.versions(),
     }
+    if kind == "stablehlo":
+        description["loads_with"] = LOADS_WITH.format(version=jax.__version__)
     workdir_files.write_json(folder / "detector.json", description)

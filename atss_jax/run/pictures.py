@@ -1,18 +1,19 @@
 """Pictures of a run in its workdir: detections, assignments and curves, after each evaluation."""
 
-from typing import Any
-
 import jax
 import numpy as np
 from etils import epath
 
-from atss_jax.data import images, loader
+from atss_jax.data import decoding, loader
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.drawing import visualize
+from atss_jax.evaluation.coco_results import with_min_score
+from atss_jax.geometry.anchors import make_grid
+from atss_jax.geometry.config import AnchorConfig
 from atss_jax.run.recipe import Recipe
 from atss_jax.run.training_setup import Setup
 from atss_jax.runtime.metric_writer import MetricWriter, read_rows
-from atss_jax.structures import Batch
+from atss_jax.structures import Batch, Detections
 from atss_jax.training.targets import assign_targets
 
 SHOWN_SCORE = 0.3
@@ -24,13 +25,13 @@ def after_evaluation(
     workdir: epath.Path,
     setup: Setup,
     val_set: DetectionDataset,
-    results: list[dict[str, Any]],
+    detections: Detections,
     step: int,
     writer: MetricWriter,
 ) -> None:
     """Draws into workdir/pictures, replacing those of the evaluation before.
 
-    Ground truth beside detections of a few validation images, the assigner's positives by level on
+    Ground truth beside detections of a few validation images, the assigner's positives per level on
     a few training images, and the loss and AP curves.
 
     Args:
@@ -38,14 +39,14 @@ def after_evaluation(
       workdir: folder of the run.
       setup: the run's constants.
       val_set: the evaluated set.
-      results: detections in COCO's result format.
+      detections: of `val_set`, [N, D]; row i is record i.
       step: of the evaluated state.
       writer: takes the pictures for TensorBoard.
     """
     folder = workdir / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     count = min(config.eval.num_pictures, val_set.num_records)
-    for number, picture in enumerate(draw_detections(val_set, results, count)):
+    for number, picture in enumerate(draw_detections(val_set, detections, count)):
         visualize.save_image(folder / f"detections_{number}.jpg", picture)
         writer.write_image(step, f"detections/{number}", picture)
     batch = loader.batch_at(
@@ -55,7 +56,7 @@ def after_evaluation(
         max_boxes=config.data.max_boxes,
         on_overflow=config.data.on_overflow,
     )
-    for number, picture in enumerate(draw_assignments(setup, batch, count // 2)):
+    for number, picture in enumerate(draw_assignments(setup, config.anchors, batch, count // 2)):
         visualize.save_image(folder / f"positives_{number}.jpg", picture)
         writer.write_image(step, f"positives/{number}", picture)
     writer.flush()
@@ -67,31 +68,26 @@ def after_evaluation(
 
 
 def draw_detections(
-    dataset: DetectionDataset, results: list[dict[str, Any]], count: int
+    dataset: DetectionDataset, detections: Detections, count: int
 ) -> list[np.ndarray]:
     """Ground truth beside detections of `count` images spread over a set.
 
     Args:
       dataset: the images.
-      results: detections in COCO's result format.
+      detections: [N, D]; row i is record i.
       count: pictures.
     """
-    label_of = {category: label for label, category in enumerate(dataset.category_ids)}
-    by_image: dict[int, list[dict[str, Any]]] = {}
-    for result in results:
-        by_image.setdefault(result["image_id"], []).append(result)
     pictures = []
-    for index in np.linspace(0, dataset.num_records - 1, count).round().astype(int):
-        found = by_image.get(int(dataset.image_ids[index]), [])
-        xywh = np.array([r["bbox"] for r in found], np.float64).reshape(-1, 4)
+    for index in np.linspace(0, dataset.num_records - 1, count).round().astype(int).tolist():
+        found = with_min_score(Detections(*(field[index] for field in detections)), SHOWN_SCORE)
         pictures.append(
             visualize.draw_side_by_side(
-                images.decode(dataset.image_bytes(index), int(dataset.orientations[index])),
+                decoding.decode(dataset.image_bytes(index), int(dataset.orientations[index])),
                 gt_boxes=dataset.boxes(index),
                 gt_labels=dataset.labels(index),
-                boxes=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
-                labels=np.array([label_of[r["category_id"]] for r in found], np.int64),
-                scores=np.array([r["score"] for r in found], np.float64),
+                boxes=np.asarray(found.boxes),
+                labels=np.asarray(found.labels),
+                scores=np.asarray(found.scores),
                 class_names=dataset.class_names,
                 score_threshold=SHOWN_SCORE,
                 title=f"image {dataset.image_ids[index]}",
@@ -100,10 +96,12 @@ def draw_detections(
     return pictures
 
 
-def draw_assignments(setup: Setup, batch: Batch, count: int) -> list[np.ndarray]:
+def draw_assignments(
+    setup: Setup, anchors: AnchorConfig, batch: Batch, count: int
+) -> list[np.ndarray]:
     """Positives by level on the first images of a training batch, as the network sees them."""
     _, bucket_height, bucket_width, _ = batch.image.shape
-    grid = setup.settings.grid.with_image_shape((bucket_height, bucket_width))
+    grid = make_grid(anchors, (bucket_height, bucket_width))
     targets = jax.device_get(
         jax.jit(lambda size, gt: assign_targets(setup.settings.assign, grid, size, gt))(
             batch.image_size, batch.ground_truth

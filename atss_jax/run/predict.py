@@ -1,10 +1,8 @@
-"""`--mode=predict`: images, folders, globs and videos -> drawings, COCO JSON and CSV.
-
-`Detector`, the Python interface, is here as well: it lives in `inference.py`.
-"""
+"""`--mode=predict`: images, folders, globs and videos -> drawings, COCO JSON and CSV."""
 
 import collections
 import csv
+import io
 import itertools
 import os
 import sys
@@ -17,12 +15,12 @@ from etils import epath
 
 from atss_jax.data import media
 from atss_jax.drawing import visualize
+from atss_jax.evaluation.coco_results import detections_to_coco, with_min_score, write_results
+from atss_jax.files import write_whole
 from atss_jax.run import workdir_files
 from atss_jax.run.detector import Detector
 from atss_jax.run.recipe import Recipe
 from atss_jax.structures import Detections
-
-__all__ = ["Detector", "predict_workdir"]
 
 
 def predict_workdir(config: Recipe, workdir: epath.Path) -> dict[str, Any]:
@@ -87,13 +85,14 @@ def _predict_files(
             waiting.append((os.path.relpath(file, root), image))
             yield image
 
-    rows = []
+    rows: list[tuple[str, Detections]] = []
+    taken: set[str] = set()
     report = progress(len(files))
     for found in detector.detect(read()):
         name, image = waiting.popleft()
-        found = above(found, detector.config.predict.score_threshold)
-        flat = name.replace(os.sep, "__")
-        visualize.save_image(output / f"{flat}.jpg", draw(detector, image, found))
+        found = with_min_score(found, detector.config.predict.score_threshold)
+        drawing = output / f"{drawing_name(name, taken)}.jpg"
+        visualize.save_image(drawing, draw(detector, image, found))
         rows.append((name, found))
         report(len(rows))
     return rows, failed
@@ -109,17 +108,31 @@ def _predict_video(
     report = progress(video.num_frames)
     with media.VideoWriter(output / (epath.Path(source).stem + ".mp4"), video.fps) as writer:
         for frame, found in zip(mine, detector.detect(frames), strict=True):
-            found = above(found, detector.config.predict.score_threshold)
+            found = with_min_score(found, detector.config.predict.score_threshold)
             writer.write(draw(detector, frame, found, min_short_side=1))
             rows.append((f"frame_{len(rows):06d}", found))
             report(len(rows))
     return rows
 
 
-def above(found: Detections, score_threshold: float) -> Detections:
-    """The detections with at least a score."""
-    keep = found.scores >= score_threshold
-    return Detections(*(np.asarray(field)[keep] for field in found))
+def drawing_name(name: str, taken: set[str]) -> str:
+    """A flat name for the drawing of a file, unlike all `taken`, to which it is added.
+
+    Args:
+      name: path of the file below the folder of all.
+      taken: names given so far, in lower case: not every file system knows the difference.
+
+    >>> taken = set()
+    >>> drawing_name("a/b.png", taken), drawing_name("a__b.png", taken)
+    ('a__b.png', 'a__b.png_2')
+    """
+    flat = unique = name.replace(os.sep, "__")
+    number = 1
+    while unique.lower() in taken:
+        number += 1
+        unique = f"{flat}_{number}"
+    taken.add(unique.lower())
+    return unique
 
 
 def draw(
@@ -146,30 +159,28 @@ def write_tables(
       detector: knows the classes.
       output: folder.
     """
-    results, lines = [], []
+    results = []
     for image_id, (name, found) in enumerate(rows, 1):
-        for box, score, label in zip(
-            np.asarray(found.boxes).tolist(),
-            np.asarray(found.scores).tolist(),
-            np.asarray(found.labels).tolist(),
-            strict=True,
-        ):
-            x1, y1, x2, y2 = box
-            results.append(
-                {
-                    "image_id": image_id,
-                    "file_name": name,
-                    "category_id": detector.category_ids[label],
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "score": score,
-                }
-            )
-            lines.append((name, detector.class_names[label], score, *box))
-    workdir_files.write_json(output / "detections.json", results)
-    with (output / "detections.csv").open("w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("file", "class", "score", "x1", "y1", "x2", "y2"))
-        writer.writerows(lines)
+        one = Detections(*(np.asarray(field)[None] for field in found))
+        results += detections_to_coco(one, [image_id], detector.category_ids, file_names=[name])
+    write_results(output / "detections.json", results)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("file", "class", "score", "x1", "y1", "x2", "y2"))
+    for name, found in rows:
+        for box, score, label in zip(*(np.asarray(f).tolist() for f in found[:3]), strict=True):
+            cells = (as_text(name), as_text(detector.class_names[label]))
+            writer.writerow((*cells, score, *box))
+    write_whole(output / "detections.csv", text.getvalue())
+
+
+def as_text(cell: str) -> str:
+    """A CSV cell that no spreadsheet takes for a formula: those get a leading apostrophe.
+
+    >>> as_text("=1+1"), as_text("cat")
+    ("'=1+1", 'cat')
+    """
+    return "'" + cell if cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
 
 
 def progress(total: int) -> Callable[[int], None]:

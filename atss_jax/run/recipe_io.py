@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from atss_jax.config import ConfigGroup
+from atss_jax.data.config import DataConfig, moved_message
 from atss_jax.errors import UserError
 from atss_jax.run.recipe import Recipe
 
@@ -34,6 +35,32 @@ FREE_GROUPS = ("eval", "predict", "export")
 """Groups that do not change the parameters: `--mode=eval` and so on may differ in them."""
 
 
+SYNONYMS = {
+    "lr": "optim.learning_rate",
+    "lr0": "optim.learning_rate",
+    "epochs": "optim.num_epochs",
+    "max_epochs": "optim.num_epochs",
+    "steps": "optim.num_steps",
+    "max_iter": "optim.num_steps",
+    "optimizer": "optim.name",
+    "batch": "data.global_batch",
+    "batch_size": "data.global_batch",
+    "imgsz": "data.short_side",
+    "img_size": "data.short_side",
+    "image_size": "data.short_side",
+    "workers": "data.num_workers",
+    "weights": "model.init_from",
+    "pretrained": "model.init_from",
+    "fp16": "model.dtype",
+    "amp": "model.dtype",
+    "conf": "predict.score_threshold",
+    "iou": "eval.nms_iou",
+    "tta": "eval.multiscale",
+    "source": "predict.input",
+}
+"""Names that other trainers use -> ours."""
+
+
 def field_names() -> list[str]:
     """All fields as "group.field".
 
@@ -47,6 +74,11 @@ def unknown_field_message(name: str) -> str:
     """An error text for a field that does not exist, naming the nearest that does."""
     known = field_names()
     group, _, field = name.partition(".")
+    if group == "data" and field in DataConfig.MOVED:
+        return moved_message(field)
+    synonym = SYNONYMS.get(field or group)
+    if synonym and (not field or group not in GROUPS or synonym.startswith(f"{group}.")):
+        return f"config.{name}: no such field. Did you mean config.{synonym}?"
     if field and group in GROUPS:
         candidates = [k for k in known if k.startswith(group + ".")]
     elif field:
@@ -68,7 +100,7 @@ def recipe_from_mapping(values: Mapping[str, Any]) -> Recipe:
     for group, fields in values.items():
         if group not in GROUPS:
             raise UserError(unknown_field_message(group))
-        for field in fields:
+        for field in GROUPS[group].upgrade(fields):
             if f"{group}.{field}" not in field_names():
                 raise UserError(unknown_field_message(f"{group}.{field}"))
     return Recipe(

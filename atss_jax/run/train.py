@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from atss_jax.data import loader
+from atss_jax.evaluation.coco_metrics import MAIN_METRIC
 from atss_jax.run import build, pictures, recipe_io, validation, workdir_files
 from atss_jax.run.recipe import Recipe
 from atss_jax.run.step_log import StepLog
@@ -132,7 +133,7 @@ class _Loop:
         self._evaluated = {
             row["step"]: {k.removeprefix("eval/"): v for k, v in row.items() if k != "step"}
             for row in read_rows(workdir / "metrics.jsonl")
-            if "eval/AP" in row
+            if f"eval/{MAIN_METRIC}" in row
         }
         self._stop: tuple[int, bool] = (-1, False)
         self._signal: StopSignal | None = None
@@ -220,13 +221,14 @@ class _Loop:
         self._evaluated[step] = outcome.metrics
         self._progress.note(validation.summary(outcome.metrics))
         if jax.process_index() == 0:
-            workdir_files.write_json(self._workdir / "detections.json", outcome.results)
+            dataset = self._validation.dataset
+            validation.write_detections(self._workdir, dataset, outcome.detections)
             pictures.after_evaluation(
                 self._config,
                 self._workdir,
                 self._setup,
-                self._validation.dataset,
-                outcome.results,
+                dataset,
+                outcome.detections,
                 step,
                 self._writer,
             )

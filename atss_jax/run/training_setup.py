@@ -43,7 +43,7 @@ def set_up(config: Recipe) -> Setup:
     schedule = build.make_schedule(config, steps)
     settings = StepSettings(
         model=model,
-        grid=build.make_grid(config),
+        anchors=config.anchors,
         assign=make_assigner(config.assigner),
         optimizer=build.make_optimizer(config, params, frozen, schedule),
         schedule=schedule,

@@ -1,8 +1,10 @@
 """Evaluates states of a run on its validation set: during training, and by `--mode=eval`."""
 
+import functools
+import io
 import zipfile
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,20 +13,16 @@ from jax.sharding import Mesh
 
 from atss_jax.data import images, loader
 from atss_jax.data.dataset import DetectionDataset
-from atss_jax.evaluation import passes, whole_split
+from atss_jax.evaluation import passes
+from atss_jax.evaluation.coco_metrics import METRICS, known_or_none
+from atss_jax.evaluation.coco_results import detections_to_coco, write_results
+from atss_jax.evaluation.whole_split import Outcome, PlannedPass, evaluate
+from atss_jax.files import write_whole
 from atss_jax.models.detector import Detector
-from atss_jax.run import build, workdir_files
+from atss_jax.run import build, predict_steps, workdir_files
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import checkpoint, parallel
-
-
-class Outcome(NamedTuple):
-    """What an evaluation found."""
-
-    metrics: dict[str, float]
-    """The 12 numbers and "AP/<class>"; empty for `eval.format_only`."""
-    results: list[dict[str, Any]]
-    """Detections in COCO's result format."""
+from atss_jax.structures import Detections
 
 
 class Validation:
@@ -46,22 +44,7 @@ class Validation:
         dataset: DetectionDataset,
     ):
         self._config, self._mesh, self.dataset = config, mesh, dataset
-        data = config.data
-        self._passes = passes.make_passes(
-            config.eval.multiscale, data.short_side, data.max_long_side
-        )
-        plain, mirrored = (
-            whole_split.make_predict_step(
-                model,
-                build.make_grid(config),
-                normalize=build.normalize_keywords(config),
-                postprocess=build.postprocess_keywords(config),
-                mesh=mesh,
-                flip=flip,
-            )
-            for flip in (False, True)
-        )
-        self._steps = (plain, mirrored)
+        self._looks = predict_steps.make_looks(config, model, mesh=mesh)
 
     def run(
         self, variables: Any, *, should_stop: Callable[[], bool] = lambda: False
@@ -72,22 +55,22 @@ class Validation:
           variables: {"params": ..., "batch_stats": ...}.
           should_stop: asked between batches.
         """
-        keywords = {
-            "mesh": self._mesh,
-            "backend": self._config.eval.backend,
-            "with_metrics": not self._config.eval.format_only,
-            "should_stop": should_stop,
-        }
-        if self._config.eval.multiscale == "none":
-            batches = self._batches(self._passes[0])
-            found = whole_split.evaluate(
-                self._steps[0], variables, batches, self.dataset, **keywords
-            )
-        else:
-            found = whole_split.evaluate_passes(
-                self._steps, variables, self._batches, self._passes, self.dataset, **keywords
-            )
-        return None if found is None else Outcome(*found)
+        return evaluate(
+            [
+                PlannedPass(
+                    look.settings,
+                    look.predict_step,
+                    functools.partial(self._batches, look.settings),
+                )
+                for look in self._looks
+            ],
+            variables,
+            self.dataset,
+            mesh=self._mesh,
+            backend=self._config.eval.backend,
+            with_metrics=not self._config.eval.format_only,
+            should_stop=should_stop,
+        )
 
     def _batches(self, one_pass: passes.Pass) -> loader.Batches:
         """Every image once, at the size of a pass."""
@@ -142,32 +125,49 @@ def evaluate_workdir(config: Recipe, workdir: epath.Path) -> Outcome:
     if outcome is None:
         raise RuntimeError("the evaluation was stopped")
     if jax.process_index() == 0:
-        workdir_files.write_json(workdir / "detections.json", outcome.results)
+        count = write_detections(workdir, dataset, outcome.detections)
         if outcome.metrics:
-            workdir_files.write_json(workdir / "eval.json", {"step": step, **outcome.metrics})
+            found = {"step": step, **known_or_none(outcome.metrics)}
+            workdir_files.write_json(workdir / "eval.json", found)
             print(summary(outcome.metrics))
         else:
             path = write_submission(workdir, config.data.name)
-            print(f"{path}: {len(outcome.results)} detections to submit, no metrics")
+            print(f"{path}: {count} detections to submit, no metrics")
     return outcome
+
+
+def write_detections(workdir: epath.Path, dataset: DetectionDataset, detections: Detections) -> int:
+    """Writes detections.json, COCO's result format; returns how many detections it holds.
+
+    Args:
+      workdir: folder of the run.
+      dataset: the evaluated set.
+      detections: of an `Outcome`.
+    """
+    results = detections_to_coco(detections, dataset.image_ids, dataset.category_ids)
+    write_results(workdir / "detections.json", results)
+    return len(results)
 
 
 def write_submission(workdir: epath.Path, name: str) -> epath.Path:
     """Packs detections.json as COCO's evaluation server wants it: one JSON file in a zip."""
     path = workdir / f"detections_{name.replace('/', '_')}_atss_results.zip"
-    with path.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(f"{path.stem}.json", (workdir / "detections.json").read_text())
+    write_whole(path, buffer.getvalue())
     return path
 
 
-NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""The 12 numbers of the COCO evaluation."""
+def summary(metrics: Mapping[str, float]) -> str:
+    """The 12 numbers on one line, then AP by class; "-" where there was no object to find."""
+    known = known_or_none(metrics)
 
+    def text(value: float | None, digits: int) -> str:
+        return "-" if value is None else f"{value:.{digits}f}"
 
-def summary(metrics: dict[str, float]) -> str:
-    """The 12 numbers on one line, then AP by class."""
-    line = "  ".join(f"{name} {metrics[name]:.4f}" for name in NUMBERS)
+    line = "  ".join(f"{name} {text(known[name], 4)}" for name in METRICS)
     classes = [
-        f"{k.removeprefix('AP/')} {v:.3f}" for k, v in metrics.items() if k.startswith("AP/")
+        f"{k.removeprefix('AP/')} {text(v, 3)}" for k, v in known.items() if k.startswith("AP/")
     ]
     return line + ("\nAP by class: " + ", ".join(classes) if classes else "")

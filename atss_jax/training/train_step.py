@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from atss_jax.geometry.anchors import AnchorGrid
+from atss_jax.geometry.anchors import make_grid
+from atss_jax.geometry.config import AnchorConfig
 from atss_jax.models.detector import Detector, normalize_images
 from atss_jax.runtime import parallel
 from atss_jax.structures import Batch, Losses
@@ -53,8 +54,8 @@ class StepSettings(NamedTuple):
     """The constants of a step."""
 
     model: Detector
-    grid: AnchorGrid
-    """Template; each batch brings its own image shape."""
+    anchors: AnchorConfig
+    """Each batch brings the image shape of its grid."""
     assign: Callable
     """(grid, image_size, gt) -> Assignment, one image."""
     optimizer: optax.GradientTransformation
@@ -125,7 +126,7 @@ def train_step(
       batch: the global batch; a multiple of `settings.accumulate` images.
     """
     _, height, width, _ = batch.image.shape
-    grid = settings.grid.with_image_shape((height, width))
+    grid = make_grid(settings.anchors, (height, width))
     targets = assign_targets(settings.assign, grid, batch.image_size, batch.ground_truth, mesh=mesh)
     norms = count_normalizers(targets)
 

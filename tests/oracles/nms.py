@@ -16,7 +16,7 @@ def iou(a, b) -> float:
 
 
 def greedy_nms(boxes, scores, labels, iou_threshold: float) -> list[int]:
-    """Indices kept, by falling score, equal scores by the lower index."""
+    """Indices kept, by descending score, equal scores by the lower index."""
     kept: list[int] = []
     for i in sorted(range(len(scores)), key=lambda i: (-scores[i], i)):
         rivals = [j for j in kept if labels[j] == labels[i]]
@@ -25,10 +25,33 @@ def greedy_nms(boxes, scores, labels, iou_threshold: float) -> list[int]:
     return kept
 
 
+def soft_nms(boxes, scores, labels, *, kind, iou_threshold, sigma, min_score):
+    """[(index, score)] by soft NMS: take the best, lower the scores of its class, again."""
+    left = [(i, s) for i, s in enumerate(scores) if s >= min_score]
+    taken = []
+    while left:
+        best, score = max(left, key=lambda entry: (entry[1], -entry[0]))
+        taken.append((best, score))
+        lowered = []
+        for i, s in left:
+            if i == best:
+                continue
+            if labels[i] == labels[best]:
+                overlap = iou(boxes[best], boxes[i])
+                if kind == "gaussian":
+                    s *= math.exp(-(overlap**2) / sigma)
+                elif overlap > iou_threshold:
+                    s *= 1 - overlap
+            if s >= min_score:
+                lowered.append((i, s))
+        left = lowered
+    return taken
+
+
 def postprocess(
     probabilities, centerness, boxes, level_sizes, *, threshold, top_k, nms_iou, max_detections
 ):
-    """[(score, box, label)] of one image by falling score.
+    """[(score, box, label)] of one image by descending score.
 
     `probabilities` is one list of class probabilities for each anchor, `centerness` one number
     for each anchor or None, `boxes` are decoded and clipped.
