@@ -1,9 +1,12 @@
 """Pictures of a run in its workdir: detections, assignments and curves, after each evaluation."""
 
+import logging
+
 import jax
 import numpy as np
 from etils import epath
 
+from atss_jax.assigners.registry import needs_predictions
 from atss_jax.data import decoding, loader
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.drawing import visualize
@@ -99,7 +102,13 @@ def draw_detections(
 def draw_assignments(
     setup: Setup, anchors: AnchorConfig, batch: Batch, count: int
 ) -> list[np.ndarray]:
-    """Positives by level on the first images of a training batch, as the network sees them."""
+    """Positives by level on the first images of a training batch, as the network sees them.
+
+    No pictures for an assigner that looks at predictions: it has no positives without the network.
+    """
+    if needs_predictions(setup.settings.assign):
+        logging.info("no pictures of positives: the assigner needs predictions")
+        return []
     _, bucket_height, bucket_width, _ = batch.image.shape
     grid = make_grid(anchors, (bucket_height, bucket_width))
     targets = jax.device_get(

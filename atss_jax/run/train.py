@@ -88,7 +88,7 @@ def train(config: Recipe, workdir: epath.Path, *, with_evaluation: bool) -> dict
         keep_best=config.run.keep_best,
         keep_every=config.run.keep_every,
     )
-    restored = checkpointer.restore_latest(setup.abstract_state._asdict())
+    restored = checkpointer.restore_latest(train_step.state_dict(setup.abstract_state))
     if restored is None:
         start, state = 0, initial_state(config, setup)
     else:
@@ -240,7 +240,7 @@ class _Loop:
         self._log.flush(step)
         self._writer.flush()
         wait = wait or not self._config.run.async_checkpoints
-        self._checkpointer.save(step, state._asdict(), metrics, wait=wait)
+        self._checkpointer.save(step, train_step.state_dict(state), metrics, wait=wait)
         self._progress.pause()
 
     def _told_to_stop(self, step: int) -> bool:
