@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from atss_jax.assigners.registry import make_assigner
+from atss_jax.assigners.registry import make_assigner, needs_predictions
 from atss_jax.data.batch_plan import choose_bucket
 from atss_jax.data.batch_rows import read_image
 from atss_jax.data.images import resized_size
@@ -245,6 +245,8 @@ def missed_objects(
 
 def assignment_table(recipe: Any) -> str:
     """Positives of the assigner by object size: how many an object gets, and on which level."""
+    if needs_predictions(make_assigner(recipe.assigner)):
+        return "<p>None: the assigner needs predictions.</p>"
     dataset = build.load_dataset(recipe, "train")
     assigner = make_assigner(recipe.assigner)
     assign = jax.jit(assigner, static_argnums=0)

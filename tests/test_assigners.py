@@ -273,7 +273,7 @@ def test_task_aligned_equals_the_loop(top_k, alpha, beta):
         assert_equals_oracle(got.assignment, (gt_index, label), f"scene {i}")
         np.testing.assert_allclose(got.metric, metric, rtol=1e-4, atol=1e-9)
         total += (label == 1).sum()
-    assert total > 12  # about one positive per object and more: random boxes seldom overlap well
+    assert total > 15
 
 
 def test_task_aligned_equals_mmdetection(shared):
@@ -282,7 +282,8 @@ def test_task_aligned_equals_mmdetection(shared):
     for path in sorted((shared / "golden" / "beyond").glob("tal_*.npz")):
         golden = np.load(path)
         size = golden["image_hw"]
-        grid = AnchorGrid((int(-(-size[0] // 32) * 32), int(-(-size[1] // 32) * 32)))
+        height, width = (int(-(-s // 32) * 32) for s in size)
+        grid = AnchorGrid((height, width))
         np.testing.assert_array_equal(grid.boxes(), golden["priors"])
         gt = ground_truth(golden["gt_boxes"], 32)
         count = len(golden["gt_labels"])

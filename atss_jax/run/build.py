@@ -1,4 +1,4 @@
-"""From a checked recipe to the objects of a run: data sets, plan, optimizer, mesh.
+"""From a checked recipe to the objects of a run: data sets, plan, mesh.
 
 The only module that knows both the recipe's fields and everybody's keyword arguments.
 """
@@ -13,7 +13,6 @@ from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import parallel
-from atss_jax.training import optim
 
 
 def load_dataset(config: Recipe, split: str) -> DetectionDataset:
@@ -65,21 +64,6 @@ def make_plan(config: Recipe, dataset: DetectionDataset) -> BatchPlan:
     )
 
 
-def num_steps(config: Recipe, plan: BatchPlan) -> int:
-    """Updates of the run.
-
-    Raises:
-      ValueError: not exactly one of `num_steps` and `num_epochs` is given.
-    """
-    steps, epochs = config.optim.num_steps, config.optim.num_epochs
-    if (steps > 0) == (epochs > 0):
-        raise ValueError(
-            f"config.optim.num_steps={steps}, num_epochs={epochs}: give one of them, 0 for the "
-            "other."
-        )
-    return steps or max(1, round(epochs * plan.steps_per_epoch))
-
-
 def train_batch_keywords(config: Recipe) -> dict[str, Any]:
     """Keywords of `data.loader.train_batches`, this process' share."""
     data = config.data
@@ -106,42 +90,6 @@ def eval_batch_keywords(config: Recipe) -> dict[str, Any]:
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
     }
-
-
-def make_schedule(config: Recipe, steps: int) -> optim.Schedule:
-    """The learning rate of a run of `steps` updates, scaled to its global batch."""
-    o = config.optim
-    return optim.make_schedule(
-        learning_rate=optim.scaled_learning_rate(
-            o.learning_rate,
-            global_batch=config.data.global_batch,
-            reference_batch=o.reference_batch,
-            scaling=o.lr_scaling,
-        ),
-        kind=o.schedule,
-        num_steps=steps,
-        decay_steps=tuple(round(fraction * steps) for fraction in o.decay_at),
-        decay_factor=o.decay_factor,
-        warmup_steps=min(o.warmup_steps, steps // 2),
-        warmup_factor=o.warmup_factor,
-        warmup=o.warmup,
-    )
-
-
-def make_optimizer(config: Recipe, params: Any, frozen: Any, schedule: optim.Schedule):
-    """The optimizer over `params`."""
-    o = config.optim
-    return optim.make_optimizer(
-        params,
-        frozen,
-        name=o.name,
-        schedule=schedule,
-        weight_decay=o.weight_decay,
-        momentum=o.momentum,
-        bias_lr_factor=o.bias_lr_factor,
-        bias_weight_decay=o.bias_weight_decay,
-        clip_norm=o.clip_norm or None,
-    )
 
 
 def make_mesh(config: Recipe) -> Mesh:

@@ -1,5 +1,7 @@
 """Pictures of a run in its workdir: detections, assignments and curves, after each evaluation."""
 
+import logging
+
 import jax
 import numpy as np
 from etils import epath
@@ -50,8 +52,6 @@ def after_evaluation(
     for number, picture in enumerate(draw_detections(val_set, detections, count)):
         visualize.save_image(folder / f"detections_{number}.jpg", picture)
         writer.write_image(step, f"detections/{number}", picture)
-    if needs_predictions(setup.settings.assign):
-        count = 0  # its positives change from step to step: there is no one picture to draw
     batch = loader.batch_at(
         setup.train_set,
         setup.plan,
@@ -102,7 +102,13 @@ def draw_detections(
 def draw_assignments(
     setup: Setup, anchors: AnchorConfig, batch: Batch, count: int
 ) -> list[np.ndarray]:
-    """Positives by level on the first images of a training batch, as the network sees them."""
+    """Positives by level on the first images of a training batch, as the network sees them.
+
+    No pictures for an assigner that looks at predictions: it has no positives without the network.
+    """
+    if needs_predictions(setup.settings.assign):
+        logging.info("no pictures of positives: the assigner needs predictions")
+        return []
     _, bucket_height, bucket_width, _ = batch.image.shape
     grid = make_grid(anchors, (bucket_height, bucket_width))
     targets = jax.device_get(

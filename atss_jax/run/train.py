@@ -106,7 +106,7 @@ def _run_in(
         keep_best=config.run.keep_best,
         keep_every=config.run.keep_every,
     )
-    restored = checkpointer.restore_latest(setup.abstract_state._asdict())
+    restored = checkpointer.restore_latest(train_step.state_dict(setup.abstract_state))
     if restored is None:
         start, known = 0, {}
         state = initial_state(config, setup) if state is None else state
@@ -296,7 +296,7 @@ class _Loop:
         self._log.flush(step)
         self._writer.flush()
         wait = wait or not self._config.run.async_checkpoints
-        self._checkpointer.save(step, state._asdict(), run=self._known(), wait=wait)
+        self._checkpointer.save(step, train_step.state_dict(state), run=self._known(), wait=wait)
         self._progress.pause()
 
     def _told_to_stop(self, step: int) -> bool:

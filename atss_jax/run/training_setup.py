@@ -9,10 +9,11 @@ from atss_jax.assigners.registry import make_assigner
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.models.detector import DetectorNetwork, frozen_mask, init_variables
-from atss_jax.run import build, predict_steps
+from atss_jax.run import build
+from atss_jax.run.predict_steps import normalization
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import compiled, parallel
-from atss_jax.training import train_step
+from atss_jax.training import optim, train_step
 from atss_jax.training.losses import make_losses
 from atss_jax.training.train_step import StepSettings, TrainState
 
@@ -36,21 +37,21 @@ def set_up(config: Recipe) -> Setup:
     mesh = build.make_mesh(config)
     train_set = build.load_dataset(config, "train")
     plan = build.make_plan(config, train_set)
-    steps = build.num_steps(config, plan)
+    steps = optim.num_steps(config.optim, plan.steps_per_epoch)
     num_classes = len(train_set.class_names)
     model = DetectorNetwork(config.model, num_classes, config.anchors.num_per_location)
     abstract_variables = jax.eval_shape(lambda: init_variables(model, config.data.buckets[0], 0))
     params = abstract_variables["params"]
     frozen = frozen_mask(params, config.model)
-    schedule = build.make_schedule(config, steps)
+    schedule = optim.make_schedule(config.optim, config.data.global_batch, steps)
     settings = StepSettings(
         model=model,
         anchors=config.anchors,
         assign=make_assigner(config.assigner),
-        optimizer=build.make_optimizer(config, params, frozen, schedule),
+        optimizer=optim.make_optimizer(params, frozen, config.optim, schedule),
         schedule=schedule,
         frozen=frozen,
-        normalize=predict_steps.normalization(config),
+        normalization=normalization(config),
         loss=make_losses(config.loss, config.model.regression),
         accumulate=config.optim.accumulate,
         ema_decay=config.optim.ema_decay,

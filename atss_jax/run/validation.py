@@ -103,17 +103,20 @@ def restore_variables(
 ) -> Any:
     """(step, variables) of a workdir's newest readable checkpoint, without optimizer state.
 
-    The averaged parameters where the run keeps them. Every device holds them whole.
+    The averages where the run keeps them. Every device holds them whole.
     """
     variables = jax.eval_shape(lambda: init_variables(model, config.data.buckets[0], 0))
-    name = "ema_params" if config.optim.ema_decay else "params"
-    abstract = {name: variables["params"], "batch_stats": variables.get("batch_stats", {})}
+    is_averaged = config.optim.ema_decay > 0
+    name = "ema_params" if is_averaged else "params"
+    has_statistics = is_averaged and config.model.backbone_norm == "batch_norm"
+    statistics = "ema_batch_stats" if has_statistics else "batch_stats"
+    abstract = {name: variables["params"], statistics: variables.get("batch_stats", {})}
     sharding = parallel.replicated(mesh)
     abstract = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), abstract
     )
     step, found = checkpoint.restore_part(workdir / "checkpoints", abstract)
-    return step, {"params": found[name], "batch_stats": found["batch_stats"]}
+    return step, {"params": found[name], "batch_stats": found[statistics]}
 
 
 def evaluate_workdir(config: Recipe, workdir: epath.Path) -> Outcome:

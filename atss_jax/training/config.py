@@ -28,8 +28,8 @@ class LossConfig(ConfigGroup, name="loss"):
 class OptimConfig(ConfigGroup, name="optim"):
     """Optimizer, schedule and length of the run; see `optim`."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    """Optimizer."""
+    name: str = "sgd"
+    """Optimizer: sgd, adamw, or any optimizer function of optax (lion, lamb, adafactor, ...)."""
     learning_rate: Annotated[float, Range(above=0)] = 0.01
     """For `reference_batch` images per step (paper Sec. 3.1: 0.01 for 16)."""
     reference_batch: Annotated[int, Range(1)] = 16
@@ -49,11 +49,11 @@ class OptimConfig(ConfigGroup, name="optim"):
     warmup: Literal["constant", "linear"] = "constant"
     """Learning rate during warm-up: constant (the official ATSS files) or rising linearly."""
     warmup_steps: Annotated[int, Range(0)] = 500
-    """Steps of warm-up, at most half of the run."""
+    """Steps of warm-up; cut to half of the run where that is shorter."""
     warmup_factor: Annotated[float, Range(above=0, high=1)] = 1 / 3
     """Factor on the rate at the first step."""
     momentum: Annotated[float, Range(0, below=1)] = 0.9
-    """sgd: momentum; adamw: b1."""
+    """sgd: momentum; adamw: b1; other optimizers keep optax's defaults."""
     weight_decay: Annotated[float, Range(0)] = 1e-4
     """Decay of kernels and of what is neither a bias nor frozen."""
     bias_lr_factor: Annotated[float, Range(above=0)] = 2.0
@@ -65,7 +65,8 @@ class OptimConfig(ConfigGroup, name="optim"):
     accumulate: Annotated[int, Range(1)] = 1
     """Micro-batches per step."""
     ema_decay: Annotated[float, Range(0, below=1)] = 0.0
-    """Decay of the moving average of the parameters, which is then evaluated; 0 for none."""
+    """Decay of the moving average of the parameters, and of the statistics of a trained batch norm,
+    which is then evaluated; 0 for none."""
 
     def check(self) -> None:
         """Exactly one length; decays ascend."""

@@ -5,17 +5,24 @@ at 1/3 for 500 iterations, x0.1 at fixed steps; every parameter whose name conta
 twice as fast and without weight decay. Frozen parameters get no update and no optimizer state.
 """
 
-from collections.abc import Callable, Sequence
+import difflib
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from atss_jax.errors import UserError
+from atss_jax.training.config import OptimConfig
 from atss_jax.typing import Array, Float, Int
 
 Params = Any
 """A nested dict of arrays."""
+
+OFFICIAL = ("sgd", "adamw")
+"""Optimizers whose rules are written here; the others are optax's functions."""
 
 Schedule = Callable[[Any], Any]
 """Step (int scalar), counted from 0, -> learning rate of weights (float scalar)."""
@@ -28,71 +35,62 @@ def scaled_learning_rate(
 
     Args:
       base: learning rate that the recipe states for `reference_batch` images.
-      global_batch: images a step of this run, over all devices and accumulated micro-batches.
-      reference_batch: images a step in the recipe (the paper's 16).
+      global_batch: images per step of this run, over all devices and accumulated micro-batches.
+      reference_batch: images per step in the recipe (the paper's 16).
       scaling: "linear" (Goyal et al. 2017), "none" (keep `base`), or "refuse" (raise unless equal).
 
     Raises:
-      ValueError: unknown scaling, or "refuse" with another batch.
+      UserError: unknown scaling, or "refuse" with another batch.
     """
     if scaling == "linear":
         return base * global_batch / reference_batch
     if scaling == "none" or (scaling == "refuse" and global_batch == reference_batch):
         return base
     if scaling == "refuse":
-        raise ValueError(
+        raise UserError(
             f"global batch {global_batch}, but the recipe's learning rate {base} is for "
-            f"{reference_batch} images a step. Set data.global_batch={reference_batch} (with "
+            f"{reference_batch} images per step. Set data.global_batch={reference_batch} (with "
             'optim.accumulate where memory is short), or optim.lr_scaling="linear".'
         )
-    raise ValueError(f'optim.lr_scaling={scaling!r}: use "linear", "none" or "refuse".')
+    raise UserError(f'optim.lr_scaling={scaling!r}: use "linear", "none" or "refuse".')
 
 
-def make_schedule(
-    *,
-    learning_rate: float,
-    kind: str,
-    num_steps: int,
-    decay_steps: Sequence[int] = (),
-    decay_factor: float = 0.1,
-    warmup_steps: int = 500,
-    warmup_factor: float = 1 / 3,
-    warmup: str = "constant",
-) -> Schedule:
-    """Learning rate as a function of the step (counted from 0).
+def num_steps(config: OptimConfig, steps_per_epoch: float) -> int:
+    """Updates of a run, whichever of `num_steps` and `num_epochs` gives its length."""
+    return config.num_steps or max(1, round(config.num_epochs * steps_per_epoch))
+
+
+def make_schedule(config: OptimConfig, global_batch: int, num_steps: int) -> Schedule:
+    """Learning rate as a function of the step (counted from 0), scaled to the global batch.
 
     Args:
-      learning_rate: rate after the warm-up.
-      kind: "steps" (times `decay_factor` at each of `decay_steps`) or "cosine" (to 0 at
-        `num_steps`).
-      num_steps: steps of the run.
-      decay_steps: steps at which "steps" decays.
-      decay_factor: factor of each decay.
-      warmup_steps: length of the warm-up.
-      warmup_factor: factor on the rate in the warm-up (its first step for "linear").
-      warmup: "constant" (official ATSS) or "linear".
+      config: group "optim".
+      global_batch: images per step, over all devices and accumulated micro-batches.
+      num_steps: steps of the run; decays are placed on it, and warm-up takes at most half of it.
 
     Raises:
-      ValueError: unknown kind or warm-up, decay steps that are not rising.
+      UserError: another global batch than `reference_batch` where `lr_scaling` refuses it.
     """
-    if kind not in ("steps", "cosine"):
-        raise ValueError(f'optim.schedule={kind!r}: use "steps" or "cosine".')
-    if warmup not in ("constant", "linear"):
-        raise ValueError(f'optim.warmup={warmup!r}: use "constant" or "linear".')
-    if list(decay_steps) != sorted(set(decay_steps)):
-        raise ValueError(f"optim.decay_steps={tuple(decay_steps)}: must rise.")
+    learning_rate = scaled_learning_rate(
+        config.learning_rate,
+        global_batch=global_batch,
+        reference_batch=config.reference_batch,
+        scaling=config.lr_scaling,
+    )
+    decay_steps = [round(fraction * num_steps) for fraction in config.decay_at]
+    warmup_steps = min(config.warmup_steps, num_steps // 2)
 
     def schedule(step):
         step = jnp.asarray(step)
         progress = step / max(warmup_steps, 1)
-        ramp = 0.0 if warmup == "constant" else progress
-        warm = jnp.where(step < warmup_steps, warmup_factor * (1 - ramp) + ramp, 1.0)
-        if kind == "cosine":
+        ramp = 0.0 if config.warmup == "constant" else progress
+        warm = jnp.where(step < warmup_steps, config.warmup_factor * (1 - ramp) + ramp, 1.0)
+        if config.schedule == "cosine":
             done = (step - warmup_steps) / max(num_steps - warmup_steps, 1)
             decay = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(done, 0, 1)))
         else:
             passed = sum((step >= boundary).astype(jnp.int32) for boundary in decay_steps)
-            decay = decay_factor ** jnp.asarray(passed)
+            decay = config.decay_factor ** jnp.asarray(passed)
         return learning_rate * warm * decay
 
     return schedule
@@ -104,49 +102,126 @@ def is_bias(path: tuple[Any, ...]) -> bool:
 
 
 def make_optimizer(
-    params: Params,
-    frozen: Params,
-    *,
-    name: str,
-    schedule: Schedule,
-    weight_decay: float,
-    momentum: float = 0.9,
-    bias_lr_factor: float = 2.0,
-    bias_weight_decay: float = 0.0,
-    clip_norm: float | None = None,
+    params: Params, frozen: Params, config: OptimConfig, schedule: Schedule
 ) -> optax.GradientTransformation:
     """The optimizer over a tree of parameters.
 
-    "sgd" is PyTorch's: v = momentum v + (g + wd w); w -= lr v. "adamw" decouples the decay.
+    "sgd" is PyTorch's: v = momentum v + (g + wd w); w -= lr v. "adamw" decouples the decay. Any
+    other name is optax's function of that name with its own defaults, once for weights and once
+    for biases: each has its own rate, and its own decay as the argument `weight_decay`, or added
+    to the gradient where the function has no such argument.
+
+    The rate is `schedule` of the optimizer's own count, which `at_step` sets.
 
     Args:
-      params: parameters, for their names only.
+      params: parameters or their shapes.
       frozen: tree of bool like `params`; True gets no update.
-      name: "sgd" or "adamw".
+      config: group "optim".
       schedule: learning rate of weights.
-      weight_decay: of weights (GroupNorm scales included).
-      momentum: of SGD.
-      bias_lr_factor: learning rate of biases over that of weights.
-      bias_weight_decay: of biases.
-      clip_norm: limit of the global gradient norm over trained parameters, None for none.
 
     Raises:
-      ValueError: unknown name.
+      UserError: optax has no such optimizer, or it needs more than gradients and a schedule.
     """
-    bias = jax.tree_util.tree_map_with_path(lambda path, _: is_bias(path), params)
-    decay = jax.tree.map(lambda b: bias_weight_decay if b else weight_decay, bias)
-    rate = jax.tree.map(lambda b: bias_lr_factor if b else 1.0, bias)
-    clip = [optax.clip_by_global_norm(clip_norm)] if clip_norm is not None else []
-    learning_rate = optax.scale_by_learning_rate(schedule)
-    if name == "sgd":
-        steps = [*clip, _add_decay(decay), optax.trace(momentum)]
-    elif name == "adamw":
-        steps = [*clip, optax.scale_by_adam(), _add_decay(decay)]
+    if config.name in OFFICIAL:
+        return _build(params, frozen, config, schedule)
+    try:
+        optimizer = _build(params, frozen, config, schedule)
+        jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p), params)
+    except UserError:
+        raise
+    except Exception as error:  # each function of optax fails in its own way
+        raise UserError(
+            f"config.optim.name={config.name!r}: this optimizer of optax needs more than gradients "
+            f"and a schedule ({type(error).__name__}: {error}). Use another one."
+        ) from error
+    return optimizer
+
+
+def _build(
+    params: Params, frozen: Params, config: OptimConfig, schedule: Schedule
+) -> optax.GradientTransformation:
+    clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    if config.name in OFFICIAL:
+        bias = jax.tree_util.tree_map_with_path(lambda path, _: is_bias(path), params)
+        decay = jax.tree.map(lambda b: config.bias_weight_decay if b else config.weight_decay, bias)
+        rate = jax.tree.map(lambda b: config.bias_lr_factor if b else 1.0, bias)
+        if config.name == "sgd":
+            steps = [_add_decay(decay), optax.trace(config.momentum)]
+        else:
+            steps = [optax.scale_by_adam(b1=config.momentum), _add_decay(decay)]
+        steps += [_scale_leaves(rate), optax.scale_by_learning_rate(schedule)]
     else:
-        raise ValueError(f'optim.name={name!r}: use "sgd" or "adamw".')
-    trained = optax.chain(*steps, _scale_leaves(rate), learning_rate)
+        steps = [named_optimizer(config, schedule)]
+    trained = optax.chain(*clip, *steps)
     labels = jax.tree.map(lambda f: "frozen" if f else "trained", frozen)
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+
+
+def named_optimizer(config: OptimConfig, schedule: Schedule) -> optax.GradientTransformation:
+    """An optimizer of optax by its name, once for weights and once for biases.
+
+    Raises:
+      UserError: optax has no such optimizer; the nearest name is given.
+    """
+    known = _optax_optimizers()
+    if config.name not in known:
+        near = difflib.get_close_matches(config.name, known, n=1, cutoff=0.0)[0]
+        raise UserError(
+            f"config.optim.name={config.name!r}: optax has no such optimizer. Did you mean "
+            f"{near!r}? Use one of {', '.join(known)}."
+        )
+    function = getattr(optax, config.name)
+
+    def of_group(factor: float, decay: float) -> optax.GradientTransformation:
+        def rate(step):
+            return factor * schedule(step)
+
+        if "weight_decay" in inspect.signature(function).parameters:
+            return function(rate, weight_decay=decay)
+        return optax.chain(optax.add_decayed_weights(decay), function(rate))
+
+    return optax.partition(
+        {
+            "weight": of_group(1.0, config.weight_decay),
+            "bias": of_group(config.bias_lr_factor, config.bias_weight_decay),
+        },
+        lambda params: jax.tree_util.tree_map_with_path(
+            lambda path, _: "bias" if is_bias(path) else "weight", params
+        ),
+    )
+
+
+def _optax_optimizers() -> list[str]:
+    """Names of optax's functions that need nothing but a learning rate."""
+    names = []
+    for name, function in vars(optax).items():
+        if not inspect.isfunction(function) or name.startswith("scale_by"):
+            continue
+        first, *others = inspect.signature(function).parameters.values() or (None,)
+        optional = all(p.default is not inspect.Parameter.empty for p in others)
+        if first is not None and first.name == "learning_rate" and optional:
+            names.append(name)
+    return sorted(names)
+
+
+def at_step(opt_state: Any, step: Int[Array, ""]) -> Any:
+    """The optimizer's state with the count that its schedule reads set to `step`.
+
+    A skipped update restores the state, its count too; the run's step goes on. Other counts, such
+    as Adam's for its bias correction, stay: they count updates.
+    """
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    return jax.tree.map(
+        lambda node: node._replace(count=step) if is_schedule(node) else node,
+        opt_state,
+        is_leaf=is_schedule,
+    )
+
+
+# Not `optax.masked`, which would add nodes to the state and make older checkpoints unreadable.
 
 
 def _add_decay(decay: Params) -> optax.GradientTransformation:
@@ -184,11 +259,11 @@ def global_norm(gradients: Params, frozen: Params) -> Float[Array, ""]:
     return jnp.sqrt(jnp.asarray(sum(jax.tree.leaves(squares))))
 
 
-def update_ema(ema: Params, params: Params, *, decay: float, step: Int[Array, ""]) -> Params:
-    """Exponential moving average of parameters after update number `step` + 1.
+def update_ema(average: Params, values: Params, *, decay: float, step: Int[Array, ""]) -> Params:
+    """Exponential moving average of any tree after update number `step` + 1.
 
     The decay rises as (1 + step) / (10 + step) to its limit, so that the first steps of a run do
     not linger in the average.
     """
-    rate = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda e, p: (e * rate + p * (1 - rate)).astype(p.dtype), ema, params)
+    kept = jnp.minimum(decay, (1 + step) / (10 + step))
+    return optax.incremental_update(values, average, 1 - kept)

@@ -36,6 +36,8 @@ class TrainState(NamedTuple):
     opt_state: Any
     ema_params: Any
     """Moving average of `params`, or None."""
+    ema_batch_stats: Any = None
+    """Moving average of `batch_stats` beside `ema_params` where batch norm is trained, or None."""
 
 
 class StepMetrics(NamedTuple):
@@ -59,16 +61,17 @@ class StepSettings(NamedTuple):
     anchors: AnchorConfig
     """Each batch brings the image shape of its grid."""
     assign: Callable
-    """(grid, image_size, gt) -> Assignment, one image."""
+    """One image: (grid, image_size, gt) -> Assignment, or (grid, image_size, gt, predictions)."""
     optimizer: optax.GradientTransformation
     schedule: optim.Schedule
     frozen: Any
     """Tree of bool like the parameters."""
-    normalize: Normalization
+    normalization: Normalization
     loss: LossSettings
     accumulate: int = 1
-    """Micro-batches a step."""
+    """Micro-batches per step."""
     ema_decay: float = 0.0
+    """0 for no moving average."""
 
 
 def init_state(settings: StepSettings, variables: Any) -> TrainState:
@@ -78,20 +81,35 @@ def init_state(settings: StepSettings, variables: Any) -> TrainState:
       settings: constants of the step.
       variables: the model's {"params": ..., "batch_stats": ...}.
     """
-    params = variables["params"]
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    # Frozen statistics are constants: their average would only add rounding.
+    has_statistics = settings.ema_decay and settings.model.config.backbone_norm == "batch_norm"
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=settings.optimizer.init(params),
         ema_params=jax.tree.map(jnp.array, params) if settings.ema_decay else None,
+        ema_batch_stats=jax.tree.map(jnp.array, batch_stats) if has_statistics else None,
     )
 
 
+def state_dict(state: TrainState) -> dict[str, Any]:
+    """The state as a checkpoint holds it, for `TrainState(**...)`.
+
+    Without `ema_batch_stats` where there is none: runs from before the field have no such entry.
+    """
+    fields = state._asdict()
+    if state.ema_batch_stats is None:
+        del fields["ema_batch_stats"]
+    return fields
+
+
 def eval_variables(state: TrainState) -> dict[str, Any]:
-    """The variables to evaluate: the averaged parameters where there are any."""
+    """The variables to evaluate: the averages where there are any."""
     params = state.params if state.ema_params is None else state.ema_params
-    return {"params": params, "batch_stats": state.batch_stats}
+    statistics = state.batch_stats if state.ema_batch_stats is None else state.ema_batch_stats
+    return {"params": params, "batch_stats": statistics}
 
 
 def make_train_step(
@@ -119,6 +137,11 @@ def train_step(
 
     A non-finite loss or gradient leaves the state as it was, but for the step count.
 
+    An assigner that looks at predictions is called inside the loss function. With micro-batches the
+    counts of the whole batch must be known before any of their losses, so the network then runs
+    forward once more to get the targets. The alternative, gradients of the three unnormalised sums
+    apart from each other, takes two more backward passes, each dearer than one forward pass.
+
     Args:
       settings: constants of the step.
       mesh: the devices, or None for one device without sharding.
@@ -127,109 +150,131 @@ def train_step(
     """
     _, height, width, _ = batch.image.shape
     grid = make_grid(settings.anchors, (height, width))
+    is_static = not needs_predictions(settings.assign)
+    count = settings.accumulate
 
-    def forward(params, batch_stats, batch):
-        images = normalize_images(batch.image, batch.image_size, **settings.normalize._asdict())
-        return settings.model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            batch.image_size,
-            train=True,
-            mutable=["batch_stats"],
-        )
-
-    if needs_predictions(settings.assign):
-        # The losses need the positives of the whole batch, so assignment comes before the first
-        # micro-batch's loss: a forward pass of its own, on the images that it will train with.
-        outputs = _by_micro_batch(
-            lambda batch: forward(state.params, state.batch_stats, batch)[0],
-            batch,
-            settings.accumulate,
-        )
-        predictions = predictions_of(outputs, grid, settings.loss.regression)
-    else:
+    def assign(batch, outputs=None):
         predictions = None
-    targets = assign_targets(
-        settings.assign,
-        grid,
-        batch.image_size,
-        batch.ground_truth,
-        predictions=predictions,
-        mesh=mesh,
-    )
-    norms = count_normalizers(targets)
+        if outputs is not None:
+            predictions = predictions_of(outputs, grid, regression=settings.loss.regression)
+        return assign_targets(
+            settings.assign,
+            grid,
+            batch.image_size,
+            batch.ground_truth,
+            predictions=predictions,
+            mesh=mesh,
+        )
 
-    def loss_fn(params, batch_stats, batch, targets):
-        outputs, updates = forward(params, batch_stats, batch)
+    def loss_fn(params, batch_stats, batch, targets, norms):
+        outputs, batch_stats = _forward(settings, params, batch_stats, batch)
+        if targets is None:
+            targets = assign(batch, outputs)
         losses = settings.loss(outputs, targets, grid, norms)
-        return losses.total, (losses, updates.get("batch_stats", batch_stats))
+        return losses.total, (losses, batch_stats)
+
+    targets = norms = None
+    if is_static:
+        targets = assign(batch)
+    elif count > 1:
+        targets = _join(
+            jax.lax.map(
+                lambda b: assign(b, _forward(settings, state.params, state.batch_stats, b)[0]),
+                _split(batch, count),
+            )
+        )
+    if targets is not None:
+        norms = count_normalizers(targets)
 
     gradient_fn = jax.grad(loss_fn, has_aux=True)
-    if settings.accumulate == 1:
+    if count == 1:
         gradients, (losses, batch_stats) = gradient_fn(
-            state.params, state.batch_stats, batch, targets
+            state.params, state.batch_stats, batch, targets, norms
         )
     else:
         gradients, losses, batch_stats = _accumulate(
-            gradient_fn, state, (batch, targets), settings.accumulate
+            gradient_fn, state, _split((batch, targets), count), norms
         )
-    return _update(settings, state, gradients, losses, batch_stats, norms.num_positives)
+    return _update(settings, state, gradients, losses, batch_stats)
 
 
-def _split(tree: Any, count: int) -> Any:
-    """Leading B to [count, B / count]: image i goes to micro-batch i % count."""
+def _forward(settings, params, batch_stats, batch):
+    """(outputs, new statistics) of a batch in training."""
+    images = normalize_images(batch.image, batch.image_size, **settings.normalization._asdict())
+    outputs, updates = settings.model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        images,
+        batch.image_size,
+        train=True,
+        mutable=["batch_stats"],
+    )
+    return outputs, updates.get("batch_stats", batch_stats)
+
+
+def _split(inputs, count):
+    """Micro-batches along a new first axis: image i goes to micro-batch i % count.
+
+    Each device so keeps its own images.
+    """
     return jax.tree.map(
-        lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), tree
+        lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), inputs
     )
 
 
-def _by_micro_batch(function: Callable, batch: Batch, count: int) -> Any:
-    """`function` of each micro-batch, one after the other, put back in the batch's order."""
-    if count == 1:
-        return function(batch)
-    found = jax.lax.map(function, _split(batch, count))
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), found)
+def _join(inputs):
+    """Inverse of `_split`."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), inputs)
 
 
-def _accumulate(gradient_fn, state, inputs, count):
-    """Sums gradients and losses over `count` micro-batches.
+def _accumulate(gradient_fn, state, micro_batches, norms):
+    """Sums gradients and losses over micro-batches.
 
-    The losses are normalised over the whole batch, so the sums are the whole batch's. Image i goes
-    to micro-batch i % count: each device keeps its own images.
+    The losses are normalised over the whole batch, so the sums are the whole batch's.
     """
-    micro = _split(inputs, count)
 
     def body(carry, inputs):
         batch_stats, gradients, losses = carry
-        new_gradients, (new_losses, batch_stats) = gradient_fn(state.params, batch_stats, *inputs)
+        new_gradients, (new_losses, batch_stats) = gradient_fn(
+            state.params, batch_stats, *inputs, norms
+        )
         add = lambda x, y: jax.tree.map(jnp.add, x, y)  # noqa: E731
         return (batch_stats, add(gradients, new_gradients), add(losses, new_losses)), None
 
     zeros = Losses(*(jnp.zeros(()) for _ in Losses._fields))
     start = (state.batch_stats, jax.tree.map(jnp.zeros_like, state.params), zeros)
-    (batch_stats, gradients, losses), _ = jax.lax.scan(body, start, micro)
-    return gradients, losses, batch_stats
+    (batch_stats, gradients, losses), _ = jax.lax.scan(body, start, micro_batches)
+    return gradients, losses._replace(num_positives=norms.num_positives), batch_stats
 
 
-def _update(settings, state, gradients, losses, batch_stats, num_positives):
+def _update(settings, state, gradients, losses, batch_stats):
     """The new state and the metrics of the old one."""
     grad_norm = optim.global_norm(gradients, settings.frozen)
     is_finite = jnp.isfinite(losses.total) & jnp.isfinite(grad_norm)
-    updates, opt_state = settings.optimizer.update(gradients, state.opt_state, state.params)
+    updates, opt_state = settings.optimizer.update(
+        gradients, optim.at_step(state.opt_state, state.step), state.params
+    )
     params = optax.apply_updates(state.params, updates)
-    ema_params = None
-    if state.ema_params is not None:
-        ema_params = optim.update_ema(
-            state.ema_params, params, decay=settings.ema_decay, step=state.step
-        )
-    new = TrainState(state.step, params, batch_stats, opt_state, ema_params)
+
+    def average(old, new):
+        if old is None:
+            return None
+        return optim.update_ema(old, new, decay=settings.ema_decay, step=state.step)
+
+    new = TrainState(
+        state.step,
+        params,
+        batch_stats,
+        opt_state,
+        average(state.ema_params, params),
+        average(state.ema_batch_stats, batch_stats),
+    )
     new = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, state)
     metrics = StepMetrics(
         loss=losses.total,
         loss_cls=losses.cls,
         loss_box=losses.box,
         loss_centerness=losses.centerness,
-        num_positives=num_positives,
+        num_positives=losses.num_positives,
         grad_norm=grad_norm,
         learning_rate=settings.schedule(state.step),
         is_finite=is_finite,

@@ -20,6 +20,7 @@ from atss_jax.models.config import ModelConfig
 from atss_jax.models.detector import DetectorNetwork, frozen_mask, normalize_images
 from atss_jax.structures import GroundTruth
 from atss_jax.training import optim
+from atss_jax.training.config import OptimConfig
 from atss_jax.training.losses import detection_losses
 from atss_jax.training.targets import assign_targets
 
@@ -62,12 +63,9 @@ def train(golden, regression, dtype):
     variables = pretrained.insert(arrays, start)
     params, stats = variables["params"], variables["batch_stats"]
     frozen = frozen_mask(params, config)
-    schedule = optim.make_schedule(
-        learning_rate=0.01, kind="steps", num_steps=24, decay_steps=(16,), warmup_steps=8
-    )
-    optimizer = optim.make_optimizer(
-        params, frozen, name="sgd", schedule=schedule, weight_decay=1e-4
-    )
+    solver = OptimConfig(learning_rate=0.01, lr_scaling="none", decay_at=(16 / 24,), warmup_steps=8)
+    schedule = optim.make_schedule(solver, 2, 24)
+    optimizer = optim.make_optimizer(params, frozen, solver, schedule)
 
     @jax.jit
     def step(params, state, images, ground_truth):
