@@ -7,51 +7,20 @@ Paths may be local or anything that `etils.epath` reads. Bad records stop the ru
 import json
 import logging
 import math
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
 
-from atss_jax.data import decoding
 from atss_jax.data.annotation_checks import count_oddities, is_int, is_number, read_annotations
 from atss_jax.data.dataset import DetectionDataset, Finding, Health, check_policies
+from atss_jax.data.decoding import MAX_PIXELS
+from atss_jax.data.image_files import FilePolicy, FolderSource, ListedImage, check_files
 
 FULL_DECODE_LIMIT = 2000
 """Sets of at most this many images are decoded whole before training, as are all sets under
 `on_error="skip"`; of larger ones headers are read, and an image that does not decode stops the run
 when it is met."""
-
-
-class FolderSource:
-    """Image files below a folder."""
-
-    def __init__(self, folder: str, names: Sequence[str]):
-        self._folder, self._names = folder.rstrip("/"), list(names)
-        self._is_local = "://" not in folder
-
-    def path(self, index: int) -> str:
-        """Where the file is."""
-        return f"{self._folder}/{self._names[index]}"
-
-    def read(self, index: int) -> bytes:
-        """The file's bytes."""
-        if self._is_local:
-            with open(self.path(index), "rb") as file:
-                return file.read()
-        return epath.Path(self.path(index)).read_bytes()
-
-    def file_name(self, index: int) -> str:
-        """As in the JSON."""
-        return self._names[index]
-
-
-class _Image(NamedTuple):
-    id: int
-    file_name: str
-    size: tuple[int, int] | None
-    """(h, w) as the JSON says; None where it does not."""
 
 
 def load_coco(
@@ -63,6 +32,8 @@ def load_coco(
     max_bad_fraction: float = 0.01,
     exif: str = "ignore",
     class_names: tuple[str, ...] | None = None,
+    max_pixels: int = MAX_PIXELS,
+    allow_outside: bool = False,
 ) -> DetectionDataset:
     """Reads a COCO-format detection set.
 
@@ -75,6 +46,8 @@ def load_coco(
       exif: EXIF orientation: "ignore" takes pixels as stored (COCO's annotations were made so),
         "apply" turns the image (when the annotations were made on the turned one), "error" makes
         any orientation but 1 a bad image.
+      max_pixels: an image of more is a bad one, before it is decoded.
+      allow_outside: whether file names may leave the folder (absolute ones, "..").
       class_names: expected names by dense label (a training set's); None takes the file's.
 
     Returns:
@@ -99,7 +72,8 @@ def load_coco(
     health = Health(num_images=len(content["images"]), num_annotations=len(content["annotations"]))
     listed = _read_images(content["images"], health)
     decode_all = on_error == "skip" or len(listed) <= FULL_DECODE_LIMIT
-    kept, sizes, orientations = _check_files(listed, images, exif, decode_all, health)
+    policy = FilePolicy(exif, decode_all, max_pixels, allow_outside)
+    kept, sizes, orientations = check_files(listed, images, policy, health)
     columns = read_annotations(
         content["annotations"],
         {image.id: n for n, image in enumerate(kept)},
@@ -122,6 +96,7 @@ def load_coco(
         annotations=columns,
         source=FolderSource(images, [image.file_name for image in kept]),
         health=health,
+        max_pixels=max_pixels,
     )
     count_oddities(dataset)
     if health.bad:
@@ -169,9 +144,9 @@ def _read_categories(entries: list, path: str) -> tuple[tuple[int, ...], tuple[s
     return ids, tuple(names[i] for i in ids)
 
 
-def _read_images(entries: list, health: Health) -> list[_Image]:
+def _read_images(entries: list, health: Health) -> list[ListedImage]:
     """The well-formed image entries, ascending by id."""
-    found: dict[int, _Image] = {}
+    found: dict[int, ListedImage] = {}
     for place, entry in enumerate(entries):
         fields = entry if isinstance(entry, dict) else {}
         id_, file_name = fields.get("id"), fields.get("file_name")
@@ -193,7 +168,7 @@ def _read_images(entries: list, health: Health) -> list[_Image]:
                 health.add_odd(Finding("image_size_missing", message, id_))
             else:
                 size = (int(fields["height"]), int(fields["width"]))
-            found[id_] = _Image(id_, file_name, size)
+            found[id_] = ListedImage(id_, file_name, size)
             continue
         health.add_bad(Finding(kind, message, id_ if is_int(id_) else None), is_image=True)
     return [found[i] for i in sorted(found)]
@@ -205,66 +180,3 @@ def _has_usable_size(fields: dict) -> bool:
     if sides == (None, None):
         return True
     return all(is_number(s) and math.isfinite(s) and s >= 1 and s == int(s) for s in sides)
-
-
-def _check_files(
-    listed: list[_Image], folder: str, exif: str, decode_all: bool, health: Health
-) -> tuple[list[_Image], np.ndarray, np.ndarray]:
-    """Images whose file is there, readable and of the size that the JSON says.
-
-    Returns:
-      The good ones, their (h, w) px and EXIF orientations after the policy.
-    """
-    source = FolderSource(folder, [image.file_name for image in listed])
-
-    def check(index: int) -> tuple[tuple[int, int], int] | Finding:
-        return _check_file(listed[index], source, index, exif, decode_all)
-
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        results = list(pool.map(check, range(len(listed)), chunksize=64))
-    kept, sizes, orientations = [], [], []
-    for image, result in zip(listed, results, strict=True):
-        if isinstance(result, Finding):
-            health.add_bad(result, is_image=True)
-            continue
-        kept.append(image)
-        sizes.append(result[0])
-        orientations.append(result[1])
-    return (
-        kept,
-        np.array(sizes, np.int32).reshape(-1, 2),
-        np.array(orientations, np.int32),
-    )
-
-
-def _check_file(
-    image: _Image, source: FolderSource, index: int, exif: str, decode: bool
-) -> tuple[tuple[int, int], int] | Finding:
-    """(h, w) and orientation of one file, or what is wrong with it."""
-    about = f"image {image.id} ({source.path(index)})"
-    try:
-        data = source.read(index)
-        stored, orientation, _ = decoding.read_header(data)
-        if decoding.is_truncated_jpeg(data):
-            return Finding("image_truncated", f"{about}: the file is cut off", image.id)
-        if decode:
-            decoding.decode(data)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return Finding("image_missing", f"{about}: no such file", image.id)
-    except OSError as error:
-        return Finding("image_unreadable", f"{about}: {error}", image.id)
-    except ValueError as error:
-        return Finding("image_undecodable", f"{about}: {error}", image.id)
-    if exif == "error" and orientation != 1:
-        message = f"{about}: EXIF orientation {orientation}, and data.exif is 'error'"
-        return Finding("image_orientation", message, image.id)
-    orientation = orientation if exif == "apply" else 1
-    seen = decoding.oriented_size(stored, orientation)
-    if image.size is not None and image.size != seen:
-        height, width = image.size
-        message = (
-            f"{about}: the JSON says {width}x{height} (w x h), the file is {seen[1]}x{seen[0]} "
-            f"with data.exif={exif!r}"
-        )
-        return Finding("image_size_mismatch", message, image.id)
-    return seen, orientation

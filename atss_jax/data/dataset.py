@@ -12,6 +12,8 @@ from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from atss_jax.data.decoding import MAX_PIXELS
+
 EXIF_POLICIES = ("ignore", "apply", "error")
 ON_ERROR = ("strict", "skip")
 MAX_EXAMPLES = 50
@@ -53,7 +55,7 @@ class Finding(NamedTuple):
     kind: str
     message: str
     """What is wrong with which value, naming file and id."""
-    image_id: int | None = None
+    image_id: int | str | None = None
 
 
 @dataclasses.dataclass
@@ -135,6 +137,7 @@ class DetectionDataset:
       annotations: everything that evaluation needs.
       source: the encoded images.
       health: what was found while reading.
+      max_pixels: limit of an image's pixels when it is decoded.
     """
 
     name: str
@@ -146,6 +149,7 @@ class DetectionDataset:
     annotations: Annotations
     source: ImageSource
     health: Health = dataclasses.field(default_factory=Health)
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self):
         """Derives the training boxes."""

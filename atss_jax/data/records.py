@@ -123,6 +123,7 @@ def load_records(
     on_error: str = "strict",
     max_bad_fraction: float = 0.01,
     exif: str = "ignore",
+    max_pixels: int = decoding.MAX_PIXELS,
 ) -> DetectionDataset:
     """Opens a prepared split.
 
@@ -133,6 +134,7 @@ def load_records(
       on_error: "strict" stops at bad records, "skip" drops and counts them.
       max_bad_fraction: largest share of bad images, or annotations, under "skip".
       exif: as in `coco.load_coco`.
+      max_pixels: likewise.
 
     Raises:
       ValueError: no such split, an unknown layout, bad records.
@@ -181,6 +183,7 @@ def load_records(
         ),
         source=RecordSource(builder_dir, split, columns["place"][keep_image], names),
         health=health,
+        max_pixels=max_pixels,
     )
 
 
