@@ -125,7 +125,7 @@ def check_files(
         found = {n: listing.find(images[n].file_name) for n in lost}
         taken = Counter(os.path.normpath(image.file_name) for image in images)
         taken.update(name for name in found.values() if name is not None)
-        again = [n for n in lost if found[n] is not None and taken[found[n]] == 1]
+        again = [n for n in lost if taken[found[n] or ""] == 1]
         for n in again:
             message = f"image {images[n].id}: {images[n].file_name!r} is read as {found[n]!r}"
             images[n] = images[n]._replace(file_name=str(found[n]))
