@@ -148,7 +148,7 @@ def html_page(dataset: DetectionDataset, lines: list[str]) -> str:
 
 
 def figures(
-    dataset: DetectionDataset, record_of: dict[int, int], findings: Iterable[Finding]
+    dataset: DetectionDataset, record_of: dict[int | str, int], findings: Iterable[Finding]
 ) -> list[str]:
     """Thumbnails with what is wrong; images that were dropped have the words only."""
     result = []

@@ -374,6 +374,7 @@ def test_ids_may_be_large_or_text(tmp_path):
     result = {"image_id": 3, "category_id": 2, "bbox": [0, 0, 1, 1], "score": 0.5}
     expected = result | {"image_id": "00f1-c2", "category_id": "cat-uuid"}
     assert dataset.original_results([result]) == [expected]
+    assert dataset.inside_results([expected]) == [result]
 
 
 def test_byte_order_mark_and_lvis_names(tmp_path):

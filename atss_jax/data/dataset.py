@@ -7,6 +7,7 @@ image id, so the same images give the same batches from every source. Pickles in
 import dataclasses
 import operator
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
@@ -226,19 +227,26 @@ class DetectionDataset:
         originals = self.original_category_ids
         return self.category_ids[first] if originals is None else originals[first]
 
-    def original_results(self, results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def original_results(self, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """COCO results (of `image_ids` and `category_ids`) with the source's own ids."""
+        return self._with_ids(results, to_original=True)
+
+    def inside_results(self, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """What `original_results` gave, with `image_ids` and `category_ids` again."""
+        return self._with_ids(results, to_original=False)
+
+    def _with_ids(self, results: Sequence[Mapping[str, Any]], to_original: bool) -> list[dict]:
         if self.original_image_ids is None and self.original_category_ids is None:
-            return results
-        images = {int(id_): self.image_id(n) for n, id_ in enumerate(self.image_ids)}
-        classes = {id_: self.category_id(n) for n, id_ in enumerate(self.category_ids)}
+            return [dict(result) for result in results]
+        images = [(int(id_), self.image_id(n)) for n, id_ in enumerate(self.image_ids)]
+        classes = [(id_, self.category_id(n)) for n, id_ in enumerate(self.category_ids)]
+        image, category = (
+            dict(pairs if to_original else [pair[::-1] for pair in pairs])
+            for pairs in (images, classes)
+        )
         return [
-            result
-            | {
-                "image_id": images[result["image_id"]],
-                "category_id": classes[result["category_id"]],
-            }
-            for result in results
+            {**r, "image_id": image[r["image_id"]], "category_id": category[r["category_id"]]}
+            for r in results
         ]
 
     def coco_ground_truth(self) -> dict[str, Any]:
