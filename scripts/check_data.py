@@ -105,7 +105,7 @@ def decode_all(dataset: DetectionDataset) -> int:
         try:
             batch_rows.read_image(dataset, record)
         except ValueError as error:
-            return Finding("image_undecodable", str(error), int(dataset.image_ids[record]))
+            return Finding("image_undecodable", str(error), dataset.image_id(record))
         return None
 
     with ThreadPoolExecutor() as pool:
@@ -132,7 +132,7 @@ def thumbnail(dataset: DetectionDataset, record: int) -> str:
 
 def html_page(dataset: DetectionDataset, lines: list[str]) -> str:
     """The report with thumbnails, one file without outside parts."""
-    record_of = {int(id_): n for n, id_ in enumerate(dataset.image_ids)}
+    record_of = {dataset.image_id(n): n for n in range(dataset.num_records)}
     parts = [
         "<!doctype html><meta charset=utf-8><title>Data report</title>",
         "<style>body{font:14px sans-serif;margin:2em}figure{display:inline-block;margin:6px;"
@@ -148,7 +148,7 @@ def html_page(dataset: DetectionDataset, lines: list[str]) -> str:
 
 
 def figures(
-    dataset: DetectionDataset, record_of: dict[int, int], findings: Iterable[Finding]
+    dataset: DetectionDataset, record_of: dict[int | str, int], findings: Iterable[Finding]
 ) -> list[str]:
     """Thumbnails with what is wrong; images that were dropped have the words only."""
     result = []

@@ -73,7 +73,7 @@ def make_report(workdir: Path) -> str:
             raise FileNotFoundError(f"{workdir / name}: missing. Run --mode=eval on it first.")
     recipe = recipe_io.recipe_from_json((workdir / "config.json").read_text())
     dataset = build.load_dataset(recipe, "val")
-    results = json.loads((workdir / "detections.json").read_text())
+    results = dataset.inside_results(json.loads((workdir / "detections.json").read_text()))
     truth = dataset.coco_ground_truth()
     names, ids = list(dataset.class_names), list(dataset.category_ids)
     metrics = coco_metrics(truth, results, class_names=names, category_ids=ids)

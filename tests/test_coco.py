@@ -1,7 +1,9 @@
 """COCO files, good and bad: every way to be bad has a kind, a message with file and id."""
 
 import copy
+import io
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atss_jax.data import loader
+from atss_jax.data import coco, image_files, loader
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.coco import load_coco
 from atss_jax.data.images import ORIENTATION_TAG
@@ -131,7 +133,18 @@ BAD_ANNOTATIONS = {
     "unknown image": ({"image_id": 4}, "unknown_image"),
     "text image": ({"image_id": "3"}, "unknown_image"),
     "duplicate id": ({"id": 11}, "duplicate_annotation_id"),
-    "text id": ({"id": "x"}, "annotation_id"),
+    "null image": ({"image_id": None}, "unknown_image"),
+    "image as list": ({"image_id": [3]}, "unknown_image"),
+    "fractional id": ({"id": 1.5}, "annotation_id"),
+    "true as id": ({"id": True}, "annotation_id"),
+    "empty id": ({"id": ""}, "annotation_id"),
+    "category as object": ({"category_id": {}}, "unknown_category"),
+    "true as category": ({"category_id": True}, "unknown_category"),
+    "box of 400 digits": ({"bbox": [1, 1, 10**400, 5]}, "box_not_finite"),
+    "area of 400 digits": ({"area": 10**400}, "area"),
+    "area that overflows": ({"bbox": [1, 1, 1e308, 1e308], "area": None}, "box_not_finite"),
+    "text area": ({"area": "12"}, "area"),
+    "text crowd": ({"iscrowd": "0"}, "iscrowd"),
     "nan area": ({"area": NAN}, "area"),
     "negative area": ({"area": -1}, "area"),
     "crowd of 2": ({"iscrowd": 2}, "iscrowd"),
@@ -172,7 +185,10 @@ BAD_IMAGES = {
     "no file name": ({"file_name": None}, "image_file_name"),
     "empty file name": ({"file_name": ""}, "image_file_name"),
     "duplicate id": ({"id": 7}, "duplicate_image_id"),
-    "text id": ({"id": "3"}, "image_id"),
+    "fractional id": ({"id": 3.5}, "image_id"),
+    "width of 400 digits": ({"width": 10**400}, "image_size"),
+    "outside": ({"file_name": "../3.png"}, "image_outside"),
+    "absolute": ({"file_name": "/etc/hostname"}, "image_outside"),
     "null id": ({"id": None}, "image_id"),
     "zero width": ({"width": 0}, "image_size"),
     "text height": ({"height": "40"}, "image_size"),
@@ -220,9 +236,16 @@ def test_bad_files_are_never_skipped(tmp_path):
         (good | {"categories": {}}, 'no list "categories"'),
         (good | {"categories": []}, "no categories"),
         (good | {"images": []}, "no image is listed"),
-        (good | {"categories": good["categories"] * 2}, "category id 20 stands twice"),
-        (good | {"categories": [{"id": 1}]}, "needs an integer id and a name"),
-        (good | {"categories": [{"id": "1", "name": "a"}]}, "needs an integer id and a name"),
+        (good | {"categories": good["categories"] * 2}, "category id 20 appears twice"),
+        (
+            good | {"categories": [{"id": 4, "name": "cat"}, {"id": 20, "name": "cat"}]},
+            "categories 4 and 20 are both named 'cat'",
+        ),
+        ("[" * 200_000, "annotations.json: not an annotation file"),
+        ('{"images": [' + "9" * 5000 + "]}", "annotations.json: not an annotation file"),
+        (good | {"annotations": [annotation(1, 3, 4, [0.1, 0.2, 0.5, 0.5])]}, "within 0..1"),
+        (good | {"categories": [{"id": 1}]}, "needs an id .* and a name"),
+        (good | {"categories": [{"id": 1.0, "name": "a"}]}, "needs an id .* and a name"),
     ]
     for content, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -326,3 +349,146 @@ def test_awkward_images(shared, tmp_path):
         load_coco(str(path), str(folder), name="awkward")
     for entry in files:
         assert (entry["file"] in str(error.value)) == (not entry["decodes"]), entry["file"]
+
+
+def test_ids_may_be_large_or_text(tmp_path):
+    """Inside they are dense int64; results get the originals back."""
+    image_ids = {3: 2**64 + 1, 7: "00f1-c2", 9: -5}
+    categories = {20: 2**63, 4: "cat-uuid"}
+    content = good_content()
+    for image in content["images"]:
+        image["id"] = image_ids[image["id"]]
+    for category in content["categories"]:
+        category["id"] = categories[category["id"]]
+    for n, a in enumerate(content["annotations"]):
+        a["image_id"], a["category_id"] = image_ids[a["image_id"]], categories[a["category_id"]]
+        a["id"] = ["a", 2**70, 0, -(2**63)][n]
+    dataset = load_coco(*write_set(tmp_path, content), name="mine")
+    assert [dataset.image_id(n) for n in range(3)] == [-5, 2**64 + 1, "00f1-c2"]
+    assert dataset.image_ids.tolist() == [1, 2, 3] and dataset.category_ids == (1, 2)
+    assert dataset.class_names == ("dog", "cat")  # integers before text
+    assert dataset.labels(1).tolist() == [0, 1] and dataset.num_boxes.tolist() == [0, 2, 1]
+    assert dataset.describe(2) == "image 00f1-c2 (7.png)"
+    truth = dataset.coco_ground_truth()
+    assert sorted(a["id"] for a in truth["annotations"]) == [1, 2, 3, 4]
+    result = {"image_id": 3, "category_id": 2, "bbox": [0, 0, 1, 1], "score": 0.5}
+    expected = result | {"image_id": "00f1-c2", "category_id": "cat-uuid"}
+    assert dataset.original_results([result]) == [expected]
+    assert dataset.inside_results([expected]) == [result]
+
+
+def test_byte_order_mark_and_lvis_names(tmp_path):
+    content = good_content()
+    for image in content["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/train2017/{image.pop('file_name')}"
+    path, folder = write_set(tmp_path, content, images=False)
+    (tmp_path / "train2017").mkdir()
+    write_set(tmp_path / "train2017", content)
+    Path(path).write_bytes(b"\xef\xbb\xbf" + Path(path).read_bytes())
+    for images in (folder, f"{folder}/train2017"):
+        assert load_coco(path, images, name="lvis").sizes.tolist() == [[40, 60], [50, 30], [32, 48]]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("sub\\Ä.png", "sub/Ä.png"),
+        ("SUB/ä.PNG", "sub/Ä.png"),
+        ("sub/A\u0308.png", "sub/Ä.png"),
+        (" sub/Ä.png ", "sub/Ä.png"),
+        ("{last}/sub/Ä.png", "sub/Ä.png"),
+        ("{folder}/sub/Ä.png", "sub/Ä.png"),
+        ("/home/me/data/sub/Ä.png", "sub/Ä.png"),
+        ("C:\\data\\sub\\Ä.png", "sub/Ä.png"),
+        ("https://host.example/sub/%C3%84.png?size=large", "sub/Ä.png"),
+        ("other/Ä.png", None),
+        ("../sub/Ä.png", None),
+    ],
+)
+def test_names_of_other_software(tmp_path, name, expected):
+    content = good_content()
+    name = name.format(last=tmp_path.name, folder=tmp_path)
+    content["images"][2]["file_name"] = name
+    args = write_set(tmp_path, content)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "3.png").rename(tmp_path / "sub" / "Ä.png")
+    if expected is None:
+        with pytest.raises(ValueError, match="bad records") as error:
+            load_coco(*args, name="mine")
+        assert "a file of that name is at 'sub/Ä.png'" in str(error.value)
+        return
+    dataset = load_coco(*args, name="mine")
+    assert dataset.file_name(0) == expected and dataset.health.odd["image_name"] == 1
+
+
+def test_ambiguous_names_are_not_guessed(tmp_path):
+    content = good_content()
+    content["images"][2]["file_name"] = "Sub/A.PNG"
+    args = write_set(tmp_path, content)
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "A.png"):
+        (tmp_path / "sub" / name).write_bytes((tmp_path / "3.png").read_bytes())
+    with pytest.raises(ValueError, match=r"it may mean 'sub/[aA].png' or 'sub/[aA].png'"):
+        load_coco(*args, name="mine")
+
+
+def test_names_outside_the_folder_by_a_field(tmp_path):
+    content = good_content()
+    (tmp_path / "inside").mkdir()
+    content["images"][2]["file_name"] = "../3.png"
+    content["images"][1]["file_name"] = str(tmp_path / "7.png")
+    write_set(tmp_path, content)
+    path, folder = write_set(tmp_path / "inside", content)
+    with pytest.raises(ValueError, match=r"leaves the image folder. Set data.allow_outside"):
+        load_coco(path, folder, name="mine")
+    dataset = load_coco(path, folder, name="mine", allow_outside=True)
+    assert dataset.file_name(0) == "../3.png" and dataset.image_bytes(1)[1:4] == b"PNG"
+
+
+def test_pipes_are_not_opened(tmp_path):
+    args = write_set(tmp_path, good_content())
+    (tmp_path / "3.png").unlink()
+    os.mkfifo(tmp_path / "3.png")
+    with pytest.raises(ValueError, match=r"image 3 .*3.png\): .*not a regular file"):
+        load_coco(*args, name="mine")
+
+
+def test_annotations_go_with_an_image_dropped_for_its_entry(tmp_path):
+    content = good_content()
+    del content["images"][2]["file_name"]
+    args = write_set(tmp_path, content)
+    dataset = load_coco(*args, name="mine", on_error="skip", max_bad_fraction=0.4)
+    assert dict(dataset.health.bad) == {"image_file_name": 1}
+    assert dataset.health.bad_annotations == 0
+
+
+def test_at_most_64_kib_of_a_good_image_are_read(tmp_path, monkeypatch):
+    content = good_content()
+    noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), np.uint8)
+    for n, suffix in enumerate(("jpg", "png", "tif")):
+        file_name = f"{n}.{suffix}"
+        content["images"][n] |= {"file_name": file_name, "width": 600, "height": 400}
+        Image.fromarray(noise).save(tmp_path / file_name)
+        assert (tmp_path / file_name).stat().st_size > 140_000
+    cut = tmp_path / "cut.jpg"
+    data = (tmp_path / "0.jpg").read_bytes()
+    cut.write_bytes(data[: len(data) - 1000])
+    args = write_set(tmp_path, content, images=False)
+    read: list[int] = []
+
+    class Counted(io.FileIO):
+        def readinto(self, buffer):
+            read.append(super().readinto(buffer) or 0)
+            return read[-1]
+
+    monkeypatch.setattr(coco, "FULL_DECODE_LIMIT", 0)
+    monkeypatch.setattr(
+        image_files.FolderSource,
+        "open",
+        lambda self, index: io.BufferedReader(Counted(self.path(index)), 4096),
+    )
+    assert load_coco(*args, name="mine").num_records == 3
+    assert 0 < sum(read) <= 3 * (64 * 1024 + 4096)  # and what the buffer reads ahead
+    content["images"][0]["file_name"] = "cut.jpg"
+    with pytest.raises(ValueError, match=r"cut.jpg\): the file is cut off"):
+        load_coco(*write_set(tmp_path, content, images=False), name="mine")

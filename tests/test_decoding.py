@@ -85,3 +85,128 @@ def test_cut_jpeg_is_not_filled_with_gray():
         decoding.decode(b"")
     with pytest.raises(ValueError, match="does not decode"):
         decoding.decode(b"not an image")
+
+
+def jpeg(seed: int = 0, size: tuple[int, int] = (64, 80), **keywords) -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG", **keywords)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("length", [0, 5, 300, 20_000, 500_000])
+def test_bytes_behind_a_jpeg_neither_hide_nor_fake_a_cut(progressive, length):
+    data = jpeg(progressive=progressive)
+    rng = np.random.default_rng(length)
+    for _ in range(10):
+        tail = rng.bytes(length)
+        assert not decoding.is_truncated_jpeg(data + tail)
+        assert not decoding.is_truncated_jpeg(data + tail + b"\xff\xda")
+    for share in (0.3, 0.5, 0.9):
+        assert decoding.is_truncated_jpeg(data[: int(len(data) * share)])
+    assert decoding.is_truncated_jpeg(data[:-2] + b"\xff\xe0\x00\x10 a video \xff\xd9")
+
+
+def test_second_picture_of_an_mpo_does_not_matter():
+    first, second = (Image.open(io.BytesIO(jpeg(seed))) for seed in (0, 1))
+    buffer = io.BytesIO()
+    first.save(buffer, "MPO", save_all=True, append_images=[second])
+    data = buffer.getvalue()
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    found = decoding.decode(data[: len(data) * 3 // 4]).astype(int)
+    assert np.abs(found - expected).max() <= 3  # two JPEG libraries
+
+
+RAMP = np.linspace(0, 1, 16 * 12).reshape(12, 16)
+
+
+@pytest.mark.parametrize(
+    ("samples", "kind"),
+    [
+        ((RAMP * 65535).astype(np.uint16), "PNG"),
+        ((RAMP * 65535).astype(np.uint16), "TIFF"),
+        ((RAMP * 4095).astype(np.uint16), "PNG"),
+        ((RAMP * 4095).astype(np.uint16), "TIFF"),
+        ((RAMP * 255).astype(np.uint16), "PNG"),
+        ((RAMP * 255).astype(np.int32), "TIFF"),
+        ((RAMP * 65535).astype(np.int32), "TIFF"),
+        (RAMP.astype(np.float32), "TIFF"),
+        ((RAMP * 255).astype(np.float32), "TIFF"),
+    ],
+)
+def test_deep_samples_are_scaled_by_their_range(samples, kind):
+    data = encode(Image.fromarray(samples), kind)
+    assert decoding.read_header(data).bits > 8
+    found = decoding.decode(data)
+    assert np.abs(found.astype(float) - 255 * RAMP[..., None]).max() <= 1.01
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        np.full((4, 4), -1, np.int32),
+        np.full((4, 4), 70_000, np.int32),
+        np.full((4, 4), 256.5, np.float32),
+        np.full((4, 4), np.nan, np.float32),
+        np.full((4, 4), -0.5, np.float32),
+    ],
+)
+def test_samples_of_unknown_range_are_refused(samples):
+    with pytest.raises(ValueError, match="their range is unknown"):
+        decoding.decode(encode(Image.fromarray(samples), "TIFF"))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "HTML page"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"\0" * 128 + b"DICM\x02\0\0\0", "DICOM"),
+        (b"\x93NUMPY\x01\0v\0{'descr'", "NumPy array"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
+        (b"<?xml version='1.0'?><svg/>", "SVG"),
+        (b"PK\x03\x04", "archive"),
+        (b"plain text", "not a readable image"),
+    ],
+)
+def test_foreign_files_are_named(data, message):
+    for read in (decoding.read_header, decoding.decode):
+        with pytest.raises(ValueError, match=message):
+            read(data)
+
+
+def test_pixels_are_limited_before_decoding():
+    data = encode(Image.new("L", (300, 200)), "PNG")
+    assert decoding.decode(data, max_pixels=60_000).shape == (200, 300, 3)
+    with pytest.raises(decoding.TooManyPixels, match="300x200 px .* data.max_pixels=59999"):
+        decoding.read_header(data, 59_999)
+    with pytest.raises(ValueError, match=r"data\.max_pixels=59999"):
+        decoding.decode(data, max_pixels=59_999)
+
+
+KINDS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "TGA")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damaged_files_give_an_image_or_a_value_error(kind):
+    """Flipped, overwritten, cut and doubled bytes: no other exception, never another size."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8))
+    data = encode(picture, kind)
+    assert decoding.decode(data).shape == (24, 32, 3)
+    rng = np.random.default_rng(KINDS.index(kind))
+    for _ in range(40):
+        damaged = bytearray(data)
+        for _ in range(int(rng.integers(1, 8))):
+            # half of the damage is in the header, where it does most
+            limit = min(len(damaged), 64) if rng.random() < 0.5 else len(damaged)
+            damaged[int(rng.integers(limit))] = int(rng.integers(256))
+        if rng.random() < 0.3:
+            damaged = damaged[: int(rng.integers(1, len(damaged)))]
+        try:
+            size, *_ = decoding.read_header(bytes(damaged), 100_000)
+            image = decoding.decode(bytes(damaged), max_pixels=100_000)
+        except ValueError:
+            continue
+        assert image.shape == (*size, 3) and image.dtype == np.uint8

@@ -1,5 +1,6 @@
 """ArrayRecord sets equal the JSON they came from; the stock layout; `shapes`; interruptions."""
 
+import dataclasses
 import io
 import json
 import pickle
@@ -14,7 +15,8 @@ from atss_jax.data import loader, synthetic, tfds_builders
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.coco import load_coco
 from atss_jax.data.dataset import DetectionDataset
-from atss_jax.data.records import COCO_CATEGORY_IDS, find_builder_dir
+from atss_jax.data.record_columns import COCO_CATEGORY_IDS
+from atss_jax.data.records import find_builder_dir
 from atss_jax.data.tfds_builders import load_tfds, prepare_records
 
 BUCKETS = ((160, 224), (160, 256), (224, 160), (256, 160), (160, 320), (320, 160))
@@ -180,6 +182,46 @@ def test_refusals(from_json, tmp_path):
     with pytest.raises(FileNotFoundError, match="no prepared set 'other'"):
         load_tfds("other", "train", str(tmp_path))
     assert load_tfds("mine", "train[:10]", str(tmp_path)).num_records == 10
+
+
+def test_unknown_categories_are_bad_as_in_a_json(from_json, tmp_path):
+    a = from_json.annotations
+    category_id = a.category_id.copy()
+    category_id[[3, 9]] = 99, -3
+    changed = dataclasses.replace(from_json, annotations=a._replace(category_id=category_id))
+    prepare_records(changed, str(tmp_path), "mine", "train")
+    with pytest.raises(ValueError, match=rf"annotation {a.id[3]} of image .*category_id 99 is not"):
+        load_tfds("mine", "train", str(tmp_path))
+    records = load_tfds("mine", "train", str(tmp_path), on_error="skip")
+    assert dict(records.health.bad) == {"unknown_category": 2}
+    assert len(records.annotations.id) == len(a.id) - 2
+
+
+def test_two_classes_of_one_name_are_refused(from_json, tmp_path):
+    names = ("person", "person", *from_json.class_names[2:])
+    prepare_records(
+        dataclasses.replace(from_json, class_names=names), str(tmp_path), "mine", "train"
+    )
+    with pytest.raises(ValueError, match=r"mine.*each needs an id and a name of its own"):
+        load_tfds("mine", "train", str(tmp_path))
+
+
+@pytest.mark.parametrize("on_error", ["strict", "skip"])
+def test_damaged_files_are_named(from_json, tmp_path, on_error, caplog):
+    folder = Path(prepare_records(from_json, str(tmp_path), "mine", "train"))
+    expected = load_tfds("mine", "train", str(tmp_path)).coco_ground_truth()
+    (columns,) = folder.glob("columns-*.npz")
+    columns.write_bytes(columns.read_bytes()[:1000])
+    found = load_tfds("mine", "train", str(tmp_path), on_error=on_error).coco_ground_truth()
+    assert found == expected and f"{columns}: damaged" in caplog.text  # read again
+    columns.unlink()
+    record_file = next(folder.glob("*.array_record*"))
+    data = record_file.read_bytes()
+    for damaged in (data[: len(data) // 2], b"garbage" * 99):
+        record_file.write_bytes(damaged)
+        with pytest.raises(ValueError, match="records cannot be read") as error:
+            load_tfds("mine", "train", str(tmp_path), on_error=on_error)
+        assert str(folder) in str(error.value)
 
 
 def test_shapes(tmp_path, monkeypatch):

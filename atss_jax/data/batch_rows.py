@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import UInt8
 
-from atss_jax.data import images
+from atss_jax.data import decoding
 from atss_jax.data.augment import Sample
 from atss_jax.data.augment_list import Augmentations
 from atss_jax.data.batch_plan import PlannedBatch
@@ -141,7 +141,9 @@ def read_image(dataset: DetectionDataset, record: int) -> UInt8[np.ndarray, "h w
       ValueError: it does not decode, or has another size than when the data set was read.
     """
     try:
-        image = images.decode(dataset.image_bytes(record), int(dataset.orientations[record]))
+        image = decoding.decode(
+            dataset.image_bytes(record), int(dataset.orientations[record]), dataset.max_pixels
+        )
     except (ValueError, OSError) as error:
         raise ValueError(
             f"image {dataset.image_ids[record]} ({dataset.file_name(record)}) of {dataset.name}: "

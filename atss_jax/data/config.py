@@ -57,6 +57,10 @@ class DataConfig(ConfigGroup, name="data"):
     exif: Literal["ignore", "apply", "error"] = "ignore"
     """EXIF orientation: ignore (the annotations were made on stored pixels, as COCO's), apply or
     error."""
+    max_pixels: Annotated[int, Range(1)] = 178_956_970
+    """Largest image, px (height x width): a larger one is a bad record, before it is decoded."""
+    allow_outside: bool = False
+    """coco_json: whether file names may leave the image folder (absolute ones, "..")."""
     filter_empty: bool = True
     """Train only on images with objects (the official rule), or on all of them."""
     global_batch: Annotated[int, Range(1)] = 16

@@ -7,10 +7,13 @@ image id, so the same images give the same batches from every source. Pickles in
 import dataclasses
 import operator
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+from atss_jax.data.decoding import MAX_PIXELS
 
 EXIF_POLICIES = ("ignore", "apply", "error")
 ON_ERROR = ("strict", "skip")
@@ -53,7 +56,7 @@ class Finding(NamedTuple):
     kind: str
     message: str
     """What is wrong with which value, naming file and id."""
-    image_id: int | None = None
+    image_id: int | str | None = None
 
 
 @dataclasses.dataclass
@@ -96,7 +99,7 @@ class Health:
         shown = "\n  ".join(finding.message for finding in self.bad_examples[:10])
         if on_error == "strict":
             raise ValueError(
-                f"{name}: bad records ({counts}).\n  {shown}\nMend them, or drop them with "
+                f"{name}: bad records ({counts}).\n  {shown}\nFix them, or drop them with "
                 'data.on_error="skip".'
             )
         for what, bad, total in (
@@ -106,7 +109,7 @@ class Health:
             if bad > max_bad_fraction * total:
                 raise ValueError(
                     f"{name}: {bad} of {total} {what} are bad ({counts}), more than "
-                    f"data.max_bad_fraction={max_bad_fraction}.\n  {shown}\nMend the data, or "
+                    f"data.max_bad_fraction={max_bad_fraction}.\n  {shown}\nFix the data, or "
                     "raise data.max_bad_fraction."
                 )
 
@@ -127,14 +130,17 @@ class DetectionDataset:
 
     Attributes:
       name: for messages.
-      image_ids: int64, the source's ids, ascending.
+      image_ids: int64, ascending: the source's ids, or numbers from 1 where those do not fit.
       sizes: (h, w) px as the network sees them, after the EXIF policy.
       orientations: EXIF orientation to undo when decoding; 1 where pixels are taken as stored.
       class_names: by dense label.
-      category_ids: the source's category id by dense label, ascending.
+      category_ids: category id by dense label, ascending; likewise.
       annotations: everything that evaluation needs.
       source: the encoded images.
       health: what was found while reading.
+      max_pixels: limit of an image's pixels when it is decoded.
+      original_image_ids: the source's image ids where `image_ids` are not; None otherwise.
+      original_category_ids: likewise.
     """
 
     name: str
@@ -146,6 +152,9 @@ class DetectionDataset:
     annotations: Annotations
     source: ImageSource
     health: Health = dataclasses.field(default_factory=Health)
+    max_pixels: int = MAX_PIXELS
+    original_image_ids: tuple[int | str, ...] | None = None
+    original_category_ids: tuple[int | str, ...] | None = None
 
     def __post_init__(self):
         """Derives the training boxes."""
@@ -204,14 +213,48 @@ class DetectionDataset:
 
     def describe(self, index: SupportsIndex) -> str:
         """Id and file name of a record, as messages give them."""
+        return f"image {self.image_id(index)} ({self.file_name(index)})"
+
+    def image_id(self, index: SupportsIndex) -> int | str:
+        """The source's id of a record."""
         first = operator.index(index)
-        return f"image {self.image_ids[first]} ({self.file_name(first)})"
+        originals = self.original_image_ids
+        return int(self.image_ids[first]) if originals is None else originals[first]
+
+    def category_id(self, label: SupportsIndex) -> int | str:
+        """The source's id of a class."""
+        first = operator.index(label)
+        originals = self.original_category_ids
+        return self.category_ids[first] if originals is None else originals[first]
+
+    def original_results(self, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """COCO results (of `image_ids` and `category_ids`) with the source's own ids."""
+        return self._with_ids(results, to_original=True)
+
+    def inside_results(self, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """What `original_results` gave, with `image_ids` and `category_ids` again."""
+        return self._with_ids(results, to_original=False)
+
+    def _with_ids(self, results: Sequence[Mapping[str, Any]], to_original: bool) -> list[dict]:
+        if self.original_image_ids is None and self.original_category_ids is None:
+            return [dict(result) for result in results]
+        images = [(int(id_), self.image_id(n)) for n, id_ in enumerate(self.image_ids)]
+        classes = [(id_, self.category_id(n)) for n, id_ in enumerate(self.category_ids)]
+        image, category = (
+            dict(pairs if to_original else [pair[::-1] for pair in pairs])
+            for pairs in (images, classes)
+        )
+        return [
+            {**r, "image_id": image[r["image_id"]], "category_id": category[r["category_id"]]}
+            for r in results
+        ]
 
     def coco_ground_truth(self) -> dict[str, Any]:
         """All annotations in COCO's format, for pycocotools.
 
         pycocotools takes a match with annotation id 0 for no match, so an id of 0 is replaced by
-        the first free one; all others are the source's.
+        the first free one. All other ids are the source's, or numbers from 1 where those do not fit
+        into int64 (`image_ids`, `category_ids`).
         """
         a = self.annotations
         ids = np.where(a.id == 0, a.id.max(initial=0) + 1, a.id)

@@ -62,6 +62,10 @@ class ReadableFile(Protocol):
         ...
 
 
+class TooManyPixels(ValueError):
+    """An image of more than `data.max_pixels`."""
+
+
 class Header(NamedTuple):
     """What an image says of itself before its pixels."""
 
@@ -81,7 +85,8 @@ def read_header(source: bytes | ReadableFile, max_pixels: int = MAX_PIXELS) -> H
       max_pixels: limit of height * width.
 
     Raises:
-      ValueError: not the beginning of an image of a known format, or one of more pixels.
+      ValueError: not the beginning of an image of a known format.
+      TooManyPixels: it is larger than the limit.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     beginning = file.read(1024)
@@ -98,7 +103,7 @@ def read_header(source: bytes | ReadableFile, max_pixels: int = MAX_PIXELS) -> H
     except Exception as error:  # decoders raise whatever they like on damaged files
         raise ValueError(f"not a readable image ({_first_line(error)})") from None
     if height * width > max_pixels:
-        raise ValueError(
+        raise TooManyPixels(
             f"{width}x{height} px (w x h) are more than data.max_pixels={max_pixels}. Raise it if "
             "the image is meant to be that large, or cut it into tiles"
         )
@@ -155,6 +160,17 @@ def is_truncated_jpeg(data: bytes) -> bool:
         place += max(2, int.from_bytes(data[place : place + 2], "big"))
 
 
+def is_cut(data: bytes) -> bool:
+    """Whether a file ends before its image does, as far as its format tells."""
+    return is_truncated_jpeg(data) if data[:2] == b"\xff\xd8" else _is_cut_elsewhere(data)
+
+
+def _is_cut_elsewhere(data: bytes) -> bool:
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return b"IEND" not in data
+    return may_be_cut(data[:16], b"", len(data))
+
+
 def may_be_cut(beginning: bytes, end: bytes, length: int) -> bool:
     """Whether the ends of a file leave it open if the file is complete; its whole would tell.
 
@@ -189,10 +205,8 @@ def decode(
         header = read_header(data, max_pixels)
     except ValueError as error:
         raise ValueError(f"does not decode: {error}") from None
-    if is_truncated_jpeg(data):
-        raise ValueError("the JPEG is cut off: its end marker is missing")
-    if may_be_cut(data[:16], data[-4096:], len(data)):
-        raise ValueError("the file is cut off: its end is missing")
+    if is_cut(data):
+        raise ValueError("the file is cut off: its end marker is missing")
     image = None
     if header.bits <= 16:  # OpenCV is loud about the others
         try:

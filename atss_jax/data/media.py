@@ -17,7 +17,10 @@ import numpy as np
 from atss_jax.data import decoding
 from atss_jax.typing import UInt8
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".tga"),
+)
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
@@ -70,7 +73,7 @@ class Video:
       path: of the file.
 
     Attributes:
-      fps: frames a second.
+      fps: frames per second.
       num_frames: as the container claims; 0 where it does not.
 
     Raises:
@@ -99,7 +102,7 @@ class VideoWriter:
 
     Args:
       path: of the file.
-      fps: frames a second.
+      fps: frames per second.
     """
 
     def __init__(self, path: str | os.PathLike, fps: float):

@@ -6,8 +6,10 @@ Two layouts: this package's own (`record_features`: exact boxes, areas, ids; mad
 beside the records; images are read by index.
 """
 
+import contextlib
 import logging
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,14 +25,7 @@ from atss_jax.data.dataset import (
     check_policies,
     training_boxes,
 )
-
-COCO_CATEGORY_IDS = tuple(
-    i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-)
-"""COCO's 80 category ids; the stock builder keeps only their order."""
-COCO_BOX_DECIMALS = 2
-"""COCO's boxes have two; the stock builder's relative float32 boxes are rounded back to them."""
-INDEX_VERSION = 1
+from atss_jax.data.record_columns import cached_columns, open_split, read_categories
 
 
 def record_features() -> tfds.features.FeaturesDict:
@@ -88,17 +83,12 @@ class RecordSource:
             with self._lock:
                 if self._data is None:
                     builder = tfds.builder_from_directory(self._builder_dir)
-                    self._data = _open_split(builder, self._split)
+                    self._data = open_split(builder, self._split)
         return self._data[int(self._places[index])]["image"]
 
     def file_name(self, index: int) -> str:
         """As in the records."""
         return self._names[index]
-
-
-def _open_split(builder: Any, split: str) -> Any:
-    """The split by place; images stay encoded."""
-    return builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
 
 
 def find_builder_dir(name: str, data_dir: str) -> str | None:
@@ -123,6 +113,7 @@ def load_records(
     on_error: str = "strict",
     max_bad_fraction: float = 0.01,
     exif: str = "ignore",
+    max_pixels: int = decoding.MAX_PIXELS,
 ) -> DetectionDataset:
     """Opens a prepared split.
 
@@ -133,19 +124,22 @@ def load_records(
       on_error: "strict" stops at bad records, "skip" drops and counts them.
       max_bad_fraction: largest share of bad images, or annotations, under "skip".
       exif: as in `coco.load_coco`.
+      max_pixels: likewise.
 
     Raises:
       ValueError: no such split, an unknown layout, bad records.
     """
     check_policies(on_error, exif, max_bad_fraction)
-    builder = tfds.builder_from_directory(builder_dir)
+    with _named_errors(builder_dir):
+        builder = tfds.builder_from_directory(builder_dir)
     base = split.split("[")[0]
     if base not in builder.info.splits:
         raise ValueError(
             f"{builder_dir}: no split {base!r}; there are {', '.join(builder.info.splits)}."
         )
-    columns = _cached_columns(builder, builder_dir, split)
-    category_ids, class_names = _categories(builder)
+    with _named_errors(f"{builder_dir}, split {split!r}"):
+        category_ids, class_names = read_categories(builder)
+        columns = cached_columns(builder, builder_dir, split)
     health = Health(num_images=len(columns["image_id"]), num_annotations=len(columns["id"]))
     keep_image = np.ones(len(columns["image_id"]), bool)
     orientations = columns["orientation"] if exif == "apply" else np.ones_like(keep_image, np.int32)
@@ -159,7 +153,8 @@ def load_records(
             health.add_bad(Finding("image_orientation", message, id_), is_image=True)
             keep_image[n] = False
     sizes = np.where(orientations[:, None] >= 5, columns["size"][:, ::-1], columns["size"])
-    keep = keep_image[columns["record"]] & _usable_boxes(columns, sizes, health)
+    is_known = _known_categories(columns, category_ids, health)
+    keep = keep_image[columns["record"]] & is_known & _usable_boxes(columns, sizes, health)
     health.settle(f"{name} {split}", on_error, max_bad_fraction)
     if health.bad:
         logging.warning("%s %s: %s", name, split, health.summary())
@@ -181,7 +176,39 @@ def load_records(
         ),
         source=RecordSource(builder_dir, split, columns["place"][keep_image], names),
         health=health,
+        max_pixels=max_pixels,
     )
+
+
+@contextlib.contextmanager
+def _named_errors(about: str) -> Iterator[None]:
+    """Gives damaged records an error with their path: TFDS and ArrayRecord raise many kinds."""
+    try:
+        yield
+    except Exception as error:
+        if about.split(",")[0] in str(error):
+            raise
+        text = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{about}: the records cannot be read ({type(error).__name__}: {text}). Prepare them "
+            "again, with scripts/prepare_coco.py or their builder."
+        ) from error
+
+
+def _known_categories(
+    columns: dict[str, np.ndarray], category_ids: tuple[int, ...], health: Health
+) -> np.ndarray:
+    """Mask of annotations of a known category; the others are counted as bad."""
+    known = np.isin(columns["category_id"], category_ids)
+    for n in np.flatnonzero(~known):
+        id_ = int(columns["image_id"][columns["record"][n]])
+        message = (
+            f"annotation {columns['id'][n]} of image {id_} "
+            f"({columns['name'][columns['record'][n]]}): category_id {columns['category_id'][n]} "
+            "is not among the categories"
+        )
+        health.add_bad(Finding("unknown_category", message, id_), is_image=False)
+    return known
 
 
 def _usable_boxes(columns: dict[str, np.ndarray], sizes: np.ndarray, health: Health) -> np.ndarray:
@@ -201,106 +228,3 @@ def _usable_boxes(columns: dict[str, np.ndarray], sizes: np.ndarray, health: Hea
         )
         health.add_bad(Finding("box_empty", message, id_), is_image=False)
     return good
-
-
-def _categories(builder: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Category ids and class names, ascending by id."""
-    if _is_own_layout(builder):
-        metadata = builder.info.metadata
-        return tuple(metadata["category_ids"]), tuple(metadata["class_names"])
-    names = tuple(builder.info.features["objects"]["label"].names)
-    if len(names) == len(COCO_CATEGORY_IDS):
-        return COCO_CATEGORY_IDS, names
-    return tuple(range(1, len(names) + 1)), names
-
-
-def _is_own_layout(builder: Any) -> bool:
-    features = builder.info.features
-    if "objects" in features and "bbox_xywh" in features["objects"]:
-        return True
-    if "objects" in features and {"bbox", "label", "id"} <= set(features["objects"].keys()):
-        return False
-    raise ValueError(
-        f"{builder.info.full_name}: records with fields {sorted(features)} are neither this "
-        "package's nor those of coco/2017. Prepare the data with scripts/prepare_coco.py."
-    )
-
-
-def _cached_columns(builder: Any, builder_dir: str, split: str) -> dict[str, np.ndarray]:
-    """The columns of a split: read from the column file, or from all records once."""
-    path = epath.Path(builder_dir) / f"columns-{split}.v{INDEX_VERSION}.npz"
-    is_whole = split.isidentifier()
-    if is_whole and path.exists():
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            columns = {key: stored[key] for key in stored.files}
-        if len(columns["image_id"]) == builder.info.splits[split].num_examples:
-            return columns
-    columns = _read_columns(builder, split)
-    if is_whole:
-        part = path.with_name(path.name + f".part{threading.get_native_id()}")
-        try:
-            with part.open("wb") as file:
-                np.savez(file, **columns)  # type: ignore[arg-type]
-            part.replace(path)
-        except OSError as error:
-            logging.warning("%s: not written (%s); records are read again each time", path, error)
-    return columns
-
-
-def _read_columns(builder: Any, split: str) -> dict[str, np.ndarray]:
-    """Reads every record once; sorted by image id."""
-    own = _is_own_layout(builder)
-    source = _open_split(builder, split)
-    heads, groups = [], []
-    for place in range(len(source)):
-        record = source[place]
-        size, orientation, _ = decoding.read_header(record["image"])
-        name = record["image/filename"]
-        name = name.decode() if isinstance(name, bytes) else str(name)
-        heads.append((int(record["image/id"]), place, size, orientation, name))
-        objects = record["objects"]
-        groups.append(_own_objects(objects) if own else _stock_objects(objects, size))
-    order = sorted(range(len(heads)), key=lambda n: heads[n][0])
-    heads, groups = [heads[n] for n in order], [groups[n] for n in order]
-    counts = [len(group["id"]) for group in groups]
-    joined = {
-        key: np.concatenate([group[key] for group in groups])
-        if groups
-        else np.zeros((0, 4) if key == "xywh" else 0)
-        for key in ("id", "category_id", "xywh", "area", "is_crowd")
-    }
-    return {
-        "image_id": np.array([h[0] for h in heads], np.int64),
-        "place": np.array([h[1] for h in heads], np.int64),
-        "size": np.array([h[2] for h in heads], np.int32).reshape(-1, 2),
-        "orientation": np.array([h[3] for h in heads], np.int32),
-        "name": np.array([h[4] for h in heads], np.str_),
-        "record": np.repeat(np.arange(len(heads), dtype=np.int32), counts),
-        **joined,
-    }
-
-
-def _own_objects(objects: dict[str, Any]) -> dict[str, np.ndarray]:
-    return {
-        "id": np.asarray(objects["id"], np.int64),
-        "category_id": np.asarray(objects["category_id"], np.int64),
-        "xywh": np.asarray(objects["bbox_xywh"], np.float64).reshape(-1, 4),
-        "area": np.asarray(objects["area"], np.float64),
-        "is_crowd": np.asarray(objects["is_crowd"], bool),
-    }
-
-
-def _stock_objects(objects: dict[str, Any], size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """COCO's annotations from relative yxyx boxes and dense labels; areas are whole px^2 there."""
-    relative = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)
-    yxyx = np.round(relative * np.tile(size, 2), COCO_BOX_DECIMALS)
-    corner, far = yxyx[:, 1::-1], yxyx[:, 3:1:-1]
-    extent = np.round(far - corner, COCO_BOX_DECIMALS)
-    labels = np.asarray(objects["label"], np.int64)
-    return {
-        "id": np.asarray(objects["id"], np.int64),
-        "category_id": np.array(COCO_CATEGORY_IDS, np.int64)[labels],
-        "xywh": np.concatenate([corner, extent], axis=1),
-        "area": np.asarray(objects["area"], np.float64),
-        "is_crowd": np.asarray(objects["is_crowd"], bool),
-    }

@@ -19,6 +19,7 @@ from etils import epath
 
 from atss_jax.data import synthetic
 from atss_jax.data.dataset import DetectionDataset
+from atss_jax.data.decoding import MAX_PIXELS
 from atss_jax.data.records import find_builder_dir, load_records, record_features
 
 RECORDS_VERSION = "1.0.0"
@@ -89,6 +90,7 @@ def load_tfds(
     on_error: str = "strict",
     max_bad_fraction: float = 0.01,
     exif: str = "ignore",
+    max_pixels: int = MAX_PIXELS,
 ) -> DetectionDataset:
     """Opens a set below a data folder; `shapes` is built there on its first use (seconds).
 
@@ -97,9 +99,10 @@ def load_tfds(
         stock set of `tensorflow_datasets` prepared as ArrayRecord.
       split: as in `tensorflow_datasets`.
       data_dir: folder that holds prepared sets.
-      on_error: as in `records.load_records`, with `max_bad_fraction` and `exif`.
+      on_error: as in `records.load_records`, with the following three.
       max_bad_fraction: see `on_error`.
       exif: see `on_error`.
+      max_pixels: see `on_error`.
 
     Raises:
       FileNotFoundError: no such set there.
@@ -120,6 +123,7 @@ def load_tfds(
         on_error=on_error,
         max_bad_fraction=max_bad_fraction,
         exif=exif,
+        max_pixels=max_pixels,
     )
 
 

@@ -26,6 +26,7 @@ def load_dataset(config: Recipe, split: str) -> DetectionDataset:
         "on_error": data.on_error,
         "max_bad_fraction": data.max_bad_fraction,
         "exif": data.exif,
+        "max_pixels": data.max_pixels,
     }
     if data.source == "coco_json":
         annotations = getattr(data, f"{split}_annotations")
@@ -36,7 +37,13 @@ def load_dataset(config: Recipe, split: str) -> DetectionDataset:
                     f"config.data.{split}_{field} is empty. Give the path with "
                     f"--config.data.{split}_{field}=..."
                 )
-        return coco.load_coco(annotations, images, name=f"{data.name}/{split}", **checks)
+        return coco.load_coco(
+            annotations,
+            images,
+            name=f"{data.name}/{split}",
+            allow_outside=data.allow_outside,
+            **checks,
+        )
     if data.source in ("tfds", "array_record"):
         from atss_jax.data import tfds_builders  # slow to import: only where it is used
 

@@ -85,7 +85,9 @@ def draw_detections(
         found = with_min_score(Detections(*(field[index] for field in detections)), SHOWN_SCORE)
         pictures.append(
             visualize.draw_side_by_side(
-                decoding.decode(dataset.image_bytes(index), int(dataset.orientations[index])),
+                decoding.decode(
+                    dataset.image_bytes(index), int(dataset.orientations[index]), dataset.max_pixels
+                ),
                 gt_boxes=dataset.boxes(index),
                 gt_labels=dataset.labels(index),
                 boxes=np.asarray(found.boxes),

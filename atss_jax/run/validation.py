@@ -152,7 +152,7 @@ def write_detections(workdir: epath.Path, dataset: DetectionDataset, detections:
       detections: of an `Outcome`.
     """
     results = detections_to_coco(detections, dataset.image_ids, dataset.category_ids)
-    write_results(workdir / "detections.json", results)
+    write_results(workdir / "detections.json", dataset.original_results(results))
     return len(results)
 
 
