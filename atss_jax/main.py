@@ -6,8 +6,8 @@ Flags only. A wrong flag or field is rejected before JAX is imported.
 import difflib
 import re
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -22,14 +22,19 @@ _MODE = flags.DEFINE_enum("mode", "train_and_eval", MODES, "What to do.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Checks the recipe, then runs the mode."""
+    """Checks the recipe, then runs the mode.
+
+    Raises:
+      UserError: a flag is missing, or the recipe has a wrong value.
+      SystemExit: the mode's exit code.
+    """
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {list(argv[1:])}: flags only.")
+        raise UserError(f"unexpected arguments {list(argv[1:])}: flags only, see --help.")
     if "config" not in flags.FLAGS:
-        raise app.UsageError("--config is missing, as in --config=configs/quickstart.py.")
+        raise UserError("--config is missing, as in --config=configs/quickstart.py.")
     recipe = recipe_io.recipe_from_mapping(flags.FLAGS.config.to_dict())
     if not _WORKDIR.value and _MODE.value != "describe":
-        raise app.UsageError("--workdir is missing: the folder of the run.")
+        raise UserError("--workdir is missing: the folder of the run.")
 
     from atss_jax.run import modes  # imports JAX: only after the flags are known to be right
 
@@ -42,13 +47,17 @@ def split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     >>> split_config(["--config", "quickstart", "--mode=eval"])
     ('quickstart', ['--mode=eval'])
     """
-    value, rest, arguments = None, [], iter(argv)
-    for argument in arguments:
-        name, equals, text = argument.partition("=")
-        if name in ("--config", "-config"):
-            value = text if equals else next(arguments, "")
-        else:
+    value, rest = None, []
+    arguments = list(argv)
+    while arguments:
+        name, equals, text = arguments[0].partition("=")
+        argument = arguments.pop(0)
+        if name not in ("--config", "-config"):
             rest.append(argument)
+        elif equals or not arguments or arguments[0].startswith("-"):
+            value = text
+        else:
+            value = arguments.pop(0)
     return value, rest
 
 
@@ -57,12 +66,12 @@ def check_flag_names(argv: Sequence[str]) -> str | None:
     known = {"config", "workdir", "mode", "help", "helpfull", "helpshort"}
     absl_flags = set(flags.FLAGS)
     for argument in argv:
-        match = re.match(r"--?([A-Za-z_][\w.]*)", argument)
+        match = re.match(r"--?([A-Za-z_][\w.-]*)", argument)
         if not match:
             continue
         name = match[1]
-        if name.startswith("config."):
-            field = name.removeprefix("config.")
+        if re.match(r"(no)?config\.", name):
+            field = name.partition(".")[2]
             if field not in recipe_io.field_names():
                 return recipe_io.unknown_field_message(field)
         elif (
@@ -70,33 +79,56 @@ def check_flag_names(argv: Sequence[str]) -> str | None:
             and name not in absl_flags
             and name.removeprefix("no") not in absl_flags
         ):
-            near = difflib.get_close_matches(name, [*known, "config.group.field"], n=1, cutoff=0.0)
-            return f"--{name}: no such flag. Did you mean --{near[0]}?"
+            return _unknown_flag_message(name, known)
     return None
+
+
+def _unknown_flag_message(name: str, known: Collection[str]) -> str:
+    """Names the nearest flag, or the field that goes by this name elsewhere."""
+    word = name.replace("-", "_")
+    field = recipe_io.SYNONYMS.get(word, word)
+    if field in recipe_io.field_names():
+        return f"--{name}: no such flag. Did you mean --config.{field}?"
+    if word in recipe_io.WITHOUT_FIELD:
+        return f"--{name}: no such flag. {recipe_io.WITHOUT_FIELD[word]}"
+    near = difflib.get_close_matches(name, [*known, "config.group.field"], n=1, cutoff=0.0)
+    return f"--{name}: no such flag. Did you mean --{near[0]}?"
 
 
 def run_from_command_line() -> None:
     """Entry point: errors of the user are one line and exit code 2, not a traceback."""
-    name, arguments = split_config(sys.argv[1:])
-    error = check_flag_names(arguments)
     try:
+        name, arguments = split_config(sys.argv[1:])
+        error = check_flag_names(arguments)
         if error:
             raise UserError(error)
         if name is not None:
             config = recipe_files.load_recipe(name)
             config_flags.DEFINE_config_dict("config", config, sys_argv=[sys.argv[0], *arguments])
-    except ValueError as problem:
-        print(f"error: {problem}", file=sys.stderr)
-        sys.exit(2)
-    app.run(_friendly, argv=[sys.argv[0], *arguments])
+    except UserError as problem:
+        _refuse(problem)
+    app.run(_friendly, argv=[sys.argv[0], *arguments], flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """What is left of `argv` after all flags; a wrong value is an error of the user."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        match = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
+        _refuse(recipe_io.wrong_value_message(match[1], match[2]) if match else error)
 
 
 def _friendly(argv: Sequence[str]) -> Any:
     try:
         return main(argv)
     except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(error)
+
+
+def _refuse(problem: Exception | str) -> NoReturn:
+    print(f"error: {problem}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def make_report(workdir: Path) -> str:
     for name in ("config.json", "detections.json"):
         if not (workdir / name).exists():
             raise FileNotFoundError(f"{workdir / name}: missing. Run --mode=eval on it first.")
-    recipe = recipe_io.recipe_from_json((workdir / "config.json").read_text())
+    recipe = recipe_io.read_recipe(workdir / "config.json")
     dataset = build.load_dataset(recipe, "val")
     results = dataset.inside_results(json.loads((workdir / "detections.json").read_text()))
     truth = dataset.coco_ground_truth()

@@ -16,7 +16,7 @@ MODULES = [
     "atss_jax." + ".".join(path.relative_to(ROOT / "atss_jax").with_suffix("").parts)
     for path in sorted((ROOT / "atss_jax").rglob("*.py"))
     if ">>> " in path.read_text() and path.name != "__init__.py"
-] + ["configs.common"]
+] + ["atss_jax.configs.common"]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from etils import epath
 
 from atss_jax.data.config import DataConfig
-from atss_jax.run import recipe_files, recipe_io
+from atss_jax.errors import UserError
+from atss_jax.run import recipe_files, recipe_io, workdir_files
 from atss_jax.run.recipe import Recipe
 
 SNAPSHOT = json.loads(Path(__file__).with_name("recipes_at_30a6cc9.json").read_text())
@@ -57,6 +59,19 @@ def test_recipes_are_found_by_name_from_anywhere(tmp_path):
         (["--config=quickstart", "--config.run.log_every=0"], "must be at least 1"),
         (["--config=quickstart", "--config.eval.backend=hotcoc"], "Did you mean 'hotcoco'?"),
         (["--config=quickstart", "--config.data.imgsz=3"], "config.data.short_side"),
+        (["--config=quickstart", "--config.optim.batch_size=3"], "config.data.global_batch?"),
+        (["--config=quickstart", "--config.data=shapes"], "config.data: a group. Give one of its"),
+        (["--config=quickstart", "--config.run.resume=1"], "of its --workdir by itself"),
+        (["--config=quickstart", "--config.patience=3"], "config.run.keep_best"),
+        (["--config=quickstart", "--lr=1"], "--config.optim.learning_rate?"),
+        (["--config=quickstart", "--batch-size=1"], "--config.data.global_batch?"),
+        (["--config=quickstart", "--device=cuda"], "JAX_PLATFORMS"),
+        (["--config=quickstart", "--config.optim.num_steps=1.5"], "='1.5': must be int, at least"),
+        (["--config=quickstart", "--config.run.fsdp=maybe"], "='maybe': must be bool"),
+        (["--config=quickstart", "--mode=trian"], "value should be one of <train|eval|"),
+        (["--config=quickstart", "more"], "unexpected arguments ['more']"),
+        (["--config"], "--config is empty. Give a path, or one of"),
+        ([], "--config is missing"),
     ],
 )
 def test_a_mistake_is_one_line_and_code_2_before_jax(tmp_path, flags, message):
@@ -73,6 +88,48 @@ def test_a_mistake_is_one_line_and_code_2_before_jax(tmp_path, flags, message):
     )
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import nothing_of_this_name", "cannot be imported: No module named"),
+        ("x = undefined", "cannot be imported: name 'undefined'"),
+        ("def get_config(arg=''", "cannot be imported: "),
+        ("x = 1", "has no function get_config"),
+        ("def get_config(): return {}", "get_config returns dict, not a ConfigDict"),
+        ("def get_config(arg): return open('/not/there')", "get_config failed: "),
+    ],
+)
+def test_a_recipe_file_that_does_not_work_is_named(tmp_path, text, message):
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(UserError, match=f"--config={file}: {message}"):
+        recipe_files.load_recipe(str(file))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"null", "a recipe has named groups (data, model, anchors"),
+        (b"[1, 2]", "named groups"),
+        (b'{"data": {"exif": "app', "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"\x89PNG\xff", "codec can't decode"),
+        (b'{"data": 3}', "config.data=3: must be a group of named fields"),
+        (b'{"data": {"exif": null}}', "config.data.exif=None: use one of"),
+        (b'{"weather": {}}', "config.weather: no such field"),
+    ],
+)
+def test_a_config_json_that_is_none_is_named_in_one_line(tmp_path, content, message):
+    file = tmp_path / "config.json"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        recipe_io.read_recipe(file)
+    text = str(caught.value)
+    assert text.startswith(f"{file}: ") and message in text and "\n" not in text
+    with pytest.raises(UserError, match="config.json"):  # the train mode's way to it
+        workdir_files.check_workdir(Recipe(), epath.Path(tmp_path), training=True)
 
 
 def test_a_file_of_your_own_may_change_a_packaged_recipe(tmp_path):

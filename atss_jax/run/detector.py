@@ -109,7 +109,7 @@ class Detector:
             ids = range(1, len(class_names) + 1)
             return cls(config, variables, class_names, tuple(ids), batch_size=batch_size)
         if config is None:
-            config = recipe_io.recipe_from_json((folder / "config.json").read_text())
+            config = recipe_io.read_recipe(folder / "config.json")
         names, ids = load_classes(config, folder)
         model = _network(config, names)
         mesh = jax.make_mesh(

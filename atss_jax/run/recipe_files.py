@@ -36,6 +36,8 @@ def find_recipe(name: str) -> Path:
     Raises:
       UserError: there is no such file; names the nearest packaged recipe.
     """
+    if not name:
+        raise UserError(f"--config is empty. Give a path, or one of {', '.join(packaged_names())}.")
     path = Path(name).expanduser()
     if path.is_file():
         return path
@@ -56,7 +58,8 @@ def load_recipe(text: str) -> ConfigDict:
       text: "file.py" or "file.py:argument", see `find_recipe`.
 
     Raises:
-      UserError: no such file, a file that cannot be imported, or one without `get_config`.
+      UserError: no such file, a file that cannot be imported, or one whose `get_config` is missing
+        or fails.
     """
     match = re.fullmatch(r"(.*?\.py|[^:]*)(?::(.*))?", text, flags=re.DOTALL)
     name, argument = (match[1], match[2] or "") if match else (text, "")
@@ -67,10 +70,23 @@ def load_recipe(text: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (ImportError, OSError, SyntaxError) as error:
+    except UserError:
+        raise
+    except (ImportError, OSError, SyntaxError, TypeError, ValueError, NameError) as error:
         raise UserError(f"--config={name}: cannot be imported: {error}") from error
     if not hasattr(module, "get_config"):
         raise UserError(
             f"--config={name}: has no function get_config(arg). See configs/coco_json.py."
         )
-    return module.get_config(argument) if argument else module.get_config()
+    try:
+        config = module.get_config(argument) if argument else module.get_config()
+    except UserError:
+        raise
+    except (OSError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"--config={text}: get_config failed: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"--config={name}: get_config returns {type(config).__name__}, not a ConfigDict. "
+            "Return common.config_dict(recipe), as configs/coco_json.py does."
+        )
+    return config

@@ -4,9 +4,9 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any, Protocol, get_type_hints, runtime_checkable
 
-from atss_jax.config import ConfigGroup
+from atss_jax.config import ConfigGroup, field_infos
 from atss_jax.data.config import DataConfig, moved_message
 from atss_jax.errors import UserError
 from atss_jax.run.recipe import Recipe
@@ -38,11 +38,15 @@ FREE_GROUPS = ("eval", "predict", "export")
 SYNONYMS = {
     "lr": "optim.learning_rate",
     "lr0": "optim.learning_rate",
+    "base_lr": "optim.learning_rate",
     "epochs": "optim.num_epochs",
     "max_epochs": "optim.num_epochs",
     "steps": "optim.num_steps",
+    "iterations": "optim.num_steps",
     "max_iter": "optim.num_steps",
     "optimizer": "optim.name",
+    "wd": "optim.weight_decay",
+    "grad_clip": "optim.clip_norm",
     "batch": "data.global_batch",
     "batch_size": "data.global_batch",
     "imgsz": "data.short_side",
@@ -51,14 +55,38 @@ SYNONYMS = {
     "workers": "data.num_workers",
     "weights": "model.init_from",
     "pretrained": "model.init_from",
+    "checkpoint": "model.init_from",
     "fp16": "model.dtype",
     "amp": "model.dtype",
+    "half": "model.dtype",
     "conf": "predict.score_threshold",
     "iou": "eval.nms_iou",
     "tta": "eval.multiscale",
     "source": "predict.input",
 }
 """Names that other trainers use -> ours."""
+
+_ALL_DEVICES = (
+    "JAX uses every device that it sees: choose with the environment, as in JAX_PLATFORMS=cpu or "
+    "CUDA_VISIBLE_DEVICES=0."
+)
+_FROM_DATA = "The classes are read from the training annotations."
+_WORKDIR = "Results go to the folder that --workdir names."
+
+WITHOUT_FIELD = {
+    "resume": "A run goes on from the newest checkpoint of its --workdir by itself.",
+    "device": _ALL_DEVICES,
+    "devices": _ALL_DEVICES,
+    "gpu": _ALL_DEVICES,
+    "gpus": _ALL_DEVICES,
+    "patience": "Runs do not stop early; config.run.keep_best keeps the best checkpoints.",
+    "num_classes": _FROM_DATA,
+    "nc": _FROM_DATA,
+    "save_dir": _WORKDIR,
+    "output_dir": _WORKDIR,
+    "work_dir": _WORKDIR,
+}
+"""Names that other trainers use for what needs no field here -> how it is done."""
 
 
 def field_names() -> list[str]:
@@ -71,14 +99,30 @@ def field_names() -> list[str]:
 
 
 def unknown_field_message(name: str) -> str:
-    """An error text for a field that does not exist, naming the nearest that does."""
+    """An error text for a field that does not exist: names the nearest, or what others call so.
+
+    Args:
+      name: "group.field", or a word.
+
+    >>> unknown_field_message("optim.lr")
+    'config.optim.lr: no such field. Did you mean config.optim.learning_rate?'
+    """
     known = field_names()
     group, _, field = name.partition(".")
     if group == "data" and field in DataConfig.MOVED:
         return moved_message(field)
-    synonym = SYNONYMS.get(field or group)
-    if synonym and (not field or group not in GROUPS or synonym.startswith(f"{group}.")):
-        return f"config.{name}: no such field. Did you mean config.{synonym}?"
+    if name in GROUPS:
+        example = dataclasses.fields(GROUPS[name])[0].name  # type: ignore[arg-type]
+        return (
+            f"config.{name}: a group. Give one of its fields, as in --config.{name}.{example}=..."
+        )
+    word = field or group
+    own = [k.partition(".")[2] for k in known if field and k.startswith(f"{group}.")]
+    if not difflib.get_close_matches(word, own, n=1):
+        if word in WITHOUT_FIELD:
+            return f"config.{name}: no such field. {WITHOUT_FIELD[word]}"
+        if word in SYNONYMS:
+            return f"config.{name}: no such field. Did you mean config.{SYNONYMS[word]}?"
     if field and group in GROUPS:
         candidates = [k for k in known if k.startswith(group + ".")]
     elif field:
@@ -91,6 +135,21 @@ def unknown_field_message(name: str) -> str:
     return f"config.{name}: no such field. Did you mean config.{suggestion}?"
 
 
+def wrong_value_message(name: str, text: str) -> str:
+    """An error text for a value that cannot be read as its field's type.
+
+    Args:
+      name: "group.field", which exists.
+      text: what was given.
+
+    >>> wrong_value_message("optim.num_steps", "many")
+    "config.optim.num_steps='many': must be int, at least 0."
+    """
+    group, _, field = name.partition(".")
+    types = {info.name: info.type for info in field_infos(GROUPS[group])}
+    return f"config.{name}={text!r}: must be {types[field]}."
+
+
 def recipe_from_mapping(values: Mapping[str, Any]) -> Recipe:
     """A recipe from nested mappings (a ConfigDict, or JSON); what is not given has its default.
 
@@ -100,6 +159,8 @@ def recipe_from_mapping(values: Mapping[str, Any]) -> Recipe:
     for group, fields in values.items():
         if group not in GROUPS:
             raise UserError(unknown_field_message(group))
+        if not isinstance(fields, Mapping):
+            raise UserError(f"config.{group}={_short(fields)}: must be a group of named fields.")
         for field in GROUPS[group].upgrade(fields):
             if f"{group}.{field}" not in field_names():
                 raise UserError(unknown_field_message(f"{group}.{field}"))
@@ -119,8 +180,44 @@ def recipe_to_json(recipe: Recipe) -> str:
 
 
 def recipe_from_json(text: str) -> Recipe:
-    """Inverse of `recipe_to_json`."""
-    return recipe_from_mapping(json.loads(text))
+    """Inverse of `recipe_to_json`.
+
+    Raises:
+      UserError: not JSON, not the JSON of a recipe, or a value is wrong.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not JSON ({error}). Is the file complete?") from error
+    if not isinstance(values, dict):
+        raise UserError(f"a recipe has named groups ({', '.join(GROUPS)}), not {_short(values)}.")
+    return recipe_from_mapping(values)
+
+
+@runtime_checkable
+class _TextFile(Protocol):
+    """A path: of pathlib, or of etils.epath for a bucket."""
+
+    def read_text(self) -> str: ...
+
+
+def read_recipe(path: _TextFile) -> Recipe:
+    """The recipe in a workdir's config.json.
+
+    Raises:
+      UserError: the file is not one of these; the message begins with its path.
+      OSError: it cannot be read.
+    """
+    try:
+        return recipe_from_json(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _short(value: Any) -> str:
+    """A value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def recipe_differences(old: Recipe, new: Recipe, *, training: bool) -> list[str]:
