@@ -59,17 +59,6 @@ class Predictions(NamedTuple):
     """xyxy px in the padded image frame, not clipped."""
 
 
-class PixelNormalization(NamedTuple):
-    """Keywords of `models.detector.normalize_images`."""
-
-    mean: tuple[float, ...]
-    """Of the three channels, 0..255, in `channel_order`."""
-    std: tuple[float, ...]
-    """Divisor of the three channels."""
-    channel_order: str = "rgb"
-    """"rgb" or "bgr"."""
-
-
 class Assignment(NamedTuple):
     """Which ground truth each anchor belongs to: the answer of every assigner."""
 

@@ -2,7 +2,11 @@
 
 import json
 import logging
+import os
+import signal
+import socket
 import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +16,10 @@ from etils import epath
 from jax.sharding import AxisType, PartitionSpec
 
 from atss_jax.configs import quickstart
-from atss_jax.run import workdir_files
+from atss_jax.errors import UserError
+from atss_jax.run import modes, stop_signal, workdir_files, workdir_lock
 from atss_jax.run.recipe_io import recipe_from_mapping
-from atss_jax.runtime import compiled, metric_writer, parallel
+from atss_jax.runtime import checkpoint_record, compiled, metric_writer, parallel
 from atss_jax.runtime.checkpoint import Checkpointer, restore_part
 
 
@@ -91,10 +96,31 @@ def test_rows_after_the_restored_step_are_written_again(tmp_path):
     assert lines[-1]["loss"] is None
 
 
+def test_a_damaged_row_loses_no_other_and_is_said(tmp_path, caplog):
+    path = epath.Path(tmp_path / "metrics.jsonl")
+    lines = [json.dumps({"step": step, "loss": 0.5}) for step in range(1, 6)]
+    before = "\n".join([*lines[:2], '{"step": 3, "lo\x00', *lines[3:]]) + "\n"
+    path.write_text(before)
+    metric_writer.JsonLines(path, keep_until=9).close()
+    assert [row["step"] for row in metric_writer.read_rows(path)] == [1, 2, 4, 5]
+    assert (tmp_path / "metrics.jsonl.bad-1").read_text() == before
+    assert "damaged lines [3]" in caplog.text
+
+
+def test_an_evaluation_that_was_not_recorded_is_written_again(tmp_path):
+    path = epath.Path(tmp_path / "metrics.jsonl")
+    rows = metric_writer.JsonLines(path, keep_until=0)
+    for row in ({"step": 2, "eval/AP": 0.1}, {"step": 4, "loss": 1.0}, {"step": 4, "eval/AP": 0.2}):
+        rows.write(row)
+    rows.close()
+    metric_writer.JsonLines(path, keep_until=4, is_evaluated=False).close()
+    assert metric_writer.read_rows(path) == [{"step": 2, "eval/AP": 0.1}, {"step": 4, "loss": 1.0}]
+
+
 class BucketPath:
     """A file in a bucket: whole reads and writes, nothing else."""
 
-    content = None
+    content: str | None = None
 
     def __init__(self, _name):
         pass
@@ -105,8 +131,8 @@ class BucketPath:
     def exists(self):
         return BucketPath.content is not None
 
-    def read_text(self):
-        return BucketPath.content
+    def read_bytes(self):
+        return (BucketPath.content or "").encode()
 
     def write_text(self, text):
         BucketPath.content = text
@@ -155,21 +181,111 @@ def abstract(tree):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def test_checkpoints_keep_the_newest_the_best_and_every_mth(tmp_path):
-    state = {"params": {"w": jnp.arange(4.0)}, "ema_params": None, "step": jnp.int32(0)}
-    keeper = Checkpointer(epath.Path(tmp_path / "c"), keep_last=1, keep_best=1, keep_every=4)
-    for step in range(1, 7):
-        metrics = {"AP": {2: 0.9, 3: 0.1}[step]} if step in (2, 3) else None
-        keeper.save(step, {**state, "step": jnp.int32(step)}, metrics, wait=True)
-    assert keeper.steps() == [2, 4, 6]
-    found = keeper.restore_latest(abstract(state))
-    assert found is not None and found[0] == 6 and int(found[1]["step"]) == 6
-    keeper.discard_after(4)
-    assert keeper.steps() == [2, 4]
+STATE: dict[str, Any] = {
+    "params": {"w": np.arange(40000.0)},
+    "ema_params": None,
+    "step": np.int32(0),
+}
+
+
+def save_steps(folder, *steps, ap=None, **keywords):
+    """Saves small states; returns the steps that are kept."""
+    keeper = Checkpointer(epath.Path(folder), **keywords)
+    for step in steps:
+        state = {**STATE, "step": jnp.int32(step), "params": {"w": jnp.arange(40000.0)}}
+        keeper.save(step, state, wait=True, run={"bad_steps": step})
+        if step in (ap or {}):
+            keeper.attach(step, {"AP": (ap or {})[step]}, {"bad_steps": step})
+    kept = keeper.steps()
     keeper.close()
-    step, part = restore_part(epath.Path(tmp_path / "c"), abstract({"params": state["params"]}))
-    assert step == 4
-    np.testing.assert_array_equal(part["params"]["w"], np.arange(4.0))
+    return kept
+
+
+def restore(folder):
+    keeper = Checkpointer(epath.Path(folder))
+    try:
+        found = keeper.restore_latest(abstract({**STATE, "step": jnp.int32(0)}))
+        assert found is not None
+        return found
+    finally:
+        keeper.close()
+
+
+def test_checkpoints_keep_the_newest_the_best_and_every_mth(tmp_path):
+    folder = tmp_path / "c"
+    kept = save_steps(folder, *range(1, 7), ap={2: 0.9, 3: 0.1}, keep_last=1, keep_every=4)
+    assert kept == [2, 4, 6]
+    assert sorted(p.stem for p in folder.glob("*.json")) == ["2", "4", "6"]
+    found = restore(folder)
+    assert found.step == 6 and int(found.state["step"]) == 6 and found.run == {"bad_steps": 6}
+    step, part = restore_part(epath.Path(folder), abstract({"params": STATE["params"]}))
+    assert step == 6
+    np.testing.assert_array_equal(part["params"]["w"], np.arange(40000.0))
+
+
+def test_the_best_checkpoint_survives_a_restart(tmp_path):
+    save_steps(tmp_path / "c", 10, 20, 30, ap={10: 0.9, 20: 0.2, 30: 0.1})
+    assert save_steps(tmp_path / "c", 40, 50) == [10, 40, 50]
+
+
+def flip_a_bit(checkpoint):
+    """Changes one bit in the middle of the largest file."""
+    file = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_flipped_bit_falls_back_and_is_set_aside(tmp_path, caplog):
+    folder = tmp_path / "c"
+    save_steps(folder, 3, 6)
+    flip_a_bit(folder / "6")
+    step, _ = restore_part(epath.Path(folder), abstract({"params": STATE["params"]}))
+    assert step == 3 and (folder / "6").exists()  # reading alone renames nothing
+    assert restore(folder).step == 3
+    assert "checkpoint 6 is damaged" in caplog.text
+    assert (folder / "6.damaged" / "record.json").exists() and not (folder / "6").exists()
+    assert save_steps(folder, 6) == [3, 6] and restore(folder).step == 6
+
+
+def test_a_missing_file_falls_back(tmp_path):
+    save_steps(tmp_path / "c", 3, 6)
+    next(p for p in (tmp_path / "c" / "6").rglob("*") if p.is_file()).unlink()
+    assert restore(tmp_path / "c").step == 3
+
+
+def test_a_failed_read_is_no_damage(tmp_path, monkeypatch):
+    save_steps(tmp_path / "c", 3, 6)
+    monkeypatch.setattr(checkpoint_record, "PAUSE_SECONDS", 0.0)
+    original, calls = checkpoint_record.checksum, []
+
+    def failing(path, failures):
+        calls.append(path)
+        if len(calls) <= failures:
+            raise OSError("timed out")
+        return original(path)
+
+    monkeypatch.setattr(checkpoint_record, "checksum", lambda path: failing(path, 99))
+    with pytest.raises(OSError, match="timed out"):
+        restore(tmp_path / "c")
+    assert (tmp_path / "c" / "6").exists() and len(calls) == 3
+    calls.clear()
+    monkeypatch.setattr(checkpoint_record, "checksum", lambda path: failing(path, 2))
+    assert restore(tmp_path / "c").step == 6
+
+
+def test_a_checkpoint_without_checksums_is_restored_with_a_notice(tmp_path, caplog):
+    save_steps(tmp_path / "c", 3)
+    (tmp_path / "c" / "3.json").unlink()
+    found = restore(tmp_path / "c")
+    assert found.step == 3 and found.run is None and "no checksums" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*", "a?", "a\\b"])
+def test_folders_that_orbax_cannot_read_again_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match="cannot be read again"):
+        Checkpointer(epath.Path(tmp_path / name))
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_checkpoint_is_said_clearly(tmp_path):
@@ -189,3 +305,59 @@ def test_eval_mode_may_change_evaluation_fields_only(tmp_path):
     workdir_files.claim_workdir(recipe_from_mapping(values), workdir, training=False)
     with pytest.raises(ValueError, match="config.eval.nms_iou: 0.6 -> 0.5"):
         workdir_files.claim_workdir(recipe_from_mapping(values), workdir, training=True)
+
+
+def test_checkpoints_without_a_recipe_are_refused(tmp_path):
+    (tmp_path / "checkpoints" / "9").mkdir(parents=True)
+    config = recipe_from_mapping(quickstart.get_config().to_dict())
+    with pytest.raises(UserError, match="no config.json"):
+        workdir_files.claim_workdir(config, epath.Path(tmp_path), training=True)
+
+
+def test_classes_are_compared_and_never_overwritten(tmp_path):
+    workdir = epath.Path(tmp_path)
+    workdir_files.write_classes(workdir, ("cat", "dog"), (1, 2))
+    before = (tmp_path / "classes.json").read_text()
+    workdir_files.write_classes(workdir, ("cat", "dog"), (1, 2))
+    for names, ids in ((("dog", "cat"), (1, 2)), (("cat", "dog", "cow"), (1, 2, 3))):
+        with pytest.raises(UserError, match="was trained on"):
+            workdir_files.write_classes(workdir, names, ids)
+    assert (tmp_path / "classes.json").read_text() == before
+
+
+def test_one_run_per_workdir(tmp_path):
+    workdir, lock = epath.Path(tmp_path), tmp_path / "run.lock"
+    with (
+        workdir_lock.hold(workdir),
+        pytest.raises(UserError, match=f"process {os.getpid()}"),
+        workdir_lock.hold(workdir),
+    ):
+        pass
+    assert not lock.exists()
+    lock.write_text(json.dumps({"host": socket.gethostname(), "pid": 2**22 + 1, "time": 0}))
+    with workdir_lock.hold(workdir):  # no such process: a kill left it
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1, "time": 0}))
+    with pytest.raises(UserError, match="elsewhere"), workdir_lock.hold(workdir):
+        pass
+
+
+def test_a_burst_of_signals_is_one_and_a_late_interrupt_acts(monkeypatch):
+    stop = stop_signal.StopSignal()
+    try:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        with pytest.raises(stop_signal.Preempted, match="before the first step"):
+            stop.check()
+        monkeypatch.setattr(stop_signal, "BURST_SECONDS", -1.0)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        stop.restore()
+
+
+def test_a_mode_without_a_branch_raises(tmp_path):
+    config = recipe_from_mapping(quickstart.get_config().to_dict())
+    with pytest.raises(AssertionError, match="no branch"):
+        modes.run("evaluate", config, str(tmp_path))

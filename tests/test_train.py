@@ -130,6 +130,50 @@ def test_resume_equals_the_uninterrupted_run(finished, monkeypatch, tmp_path):
     assert_same_states(whole, workdir)
 
 
+def test_stop_in_the_last_evaluation_is_no_result(finished, monkeypatch, tmp_path):
+    """The steps are saved before it; the same command evaluates and ends as the whole run."""
+    config, whole, result = finished
+    workdir = epath.Path(tmp_path / "stopped")
+    with monkeypatch.context() as patch:
+        patch.setattr(validation.Validation, "run", lambda *_, **__: None)
+        with pytest.raises(train.Preempted, match="step 6"):
+            train.train(config, workdir, with_evaluation=True)
+    assert not (workdir / "result.json").exists() and states(workdir)[0] == 6
+    again = train.train(config, workdir, with_evaluation=True)
+    assert again["metrics"] == result["metrics"]
+    assert (workdir / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+def test_pictures_that_fail_do_not_end_the_run(finished, monkeypatch, tmp_path, caplog):
+    config, whole, result = finished
+    workdir = epath.Path(tmp_path / "run")
+    shutil.copytree(whole, workdir)
+    record = Path(workdir) / "checkpoints" / "6.json"
+    content = json.loads(record.read_text())
+    content["run"]["evaluated"] = {}
+    record.write_text(json.dumps(content))
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(train.pictures, "after_evaluation", fail)
+    assert train.train(config, workdir, with_evaluation=True)["metrics"] == result["metrics"]
+    assert "pictures of step 6 are not complete" in caplog.text
+
+
+def test_a_failed_start_makes_no_workdir(folder, tmp_path):
+    bad = tmp_path / "weights.npz"
+    bad.write_bytes(b"garbage")
+    for change in (
+        {"model__init_from": str(bad)},
+        {"data__val_annotations": str(tmp_path / "missing.json")},
+    ):
+        config = tiny.make_config(folder, **change)
+        with pytest.raises((ValueError, OSError)):
+            train.train(config, epath.Path(tmp_path / "run"), with_evaluation=True)
+        assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_damaged_checkpoint_falls_back_and_ends_the_same(finished, tmp_path, caplog):
     """Orbax leaves unfinished coroutines behind a failed read; they are collected here."""
@@ -142,6 +186,7 @@ def test_damaged_checkpoint_falls_back_and_ends_the_same(finished, tmp_path, cap
             file.write_bytes(b"damaged")
     train.train(config, workdir, with_evaluation=True)
     assert "checkpoint 6 is damaged" in caplog.text
+    assert (workdir / "checkpoints" / "6.damaged").exists()
     assert_same_states(whole, workdir)
     gc.collect()
 

@@ -149,3 +149,17 @@ def test_nan_weights_skip_the_update_and_keep_everything(folder):
     assert not metrics.is_finite
     for a, b in zip(jax.tree.leaves(new.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_assignment_by_predictions_is_the_same_in_parts_and_on_several_devices(run):
+    """Positives and normalisers are those of the whole batch, however it is split."""
+    changes = {"assigner__name": "task_aligned", "model__backbone_norm": "frozen_bn"}
+    whole, _ = run(1, steps=2, **changes)
+    parts, _ = run(1, steps=2, optim__accumulate=4, **changes)
+    devices, _ = run(4, steps=2, **changes)
+    for step in range(2):
+        assert whole[step].num_positives > 0
+        for other in (parts, devices):
+            assert other[step].num_positives == whole[step].num_positives
+            np.testing.assert_allclose(other[step].loss, whole[step].loss, rtol=1e-5)
+            np.testing.assert_allclose(other[step].grad_norm, whole[step].grad_norm, rtol=1e-3)

@@ -1,4 +1,4 @@
-"""Task-aligned assignment (TAL): the anchors whose predictions fit an object best are its positives.
+"""Task-aligned assignment (TAL): the anchors whose predictions fit an object best are positives.
 
 Unlike the other assigners it looks at predictions, so it takes one more argument,
 

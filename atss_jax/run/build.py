@@ -120,25 +120,6 @@ def init_variables(config: Recipe, model: Detector, seed: int) -> Any:
     return model.init(jax.random.key(seed), images, sizes)
 
 
-def normalize_keywords(config: Recipe) -> dict[str, Any]:
-    """Keywords of `models.detector.normalize_images`."""
-    data = config.data
-    return {"mean": data.mean, "std": data.std, "channel_order": data.channel_order}
-
-
-def loss_keywords(config: Recipe) -> dict[str, Any]:
-    """Keywords of `losses.detection_losses`."""
-    loss = config.loss
-    return {
-        "regression": config.model.regression,
-        "box_loss": loss.box_loss,
-        "box_loss_weight": loss.box_loss_weight,
-        "focal_alpha": loss.focal_alpha,
-        "focal_gamma": loss.focal_gamma,
-        "normalizer": loss.normalizer,
-    }
-
-
 def train_batch_keywords(config: Recipe) -> dict[str, Any]:
     """Keywords of `data.loader.train_batches`, this process' share."""
     data = config.data

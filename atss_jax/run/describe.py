@@ -11,7 +11,7 @@ from atss_jax.models.detector import Detector, frozen_mask
 from atss_jax.run import build
 from atss_jax.run.recipe import Recipe
 from atss_jax.structures import Targets
-from atss_jax.training.losses import detection_losses
+from atss_jax.training.losses import LossSettings, make_losses
 
 COCO_CLASSES = 80
 
@@ -58,7 +58,7 @@ def forward_cost(model: Detector, variables: Any, image_shape: tuple[int, int]) 
 
 
 def training_cost(
-    model: Detector, variables: Any, grid: AnchorGrid, loss: dict[str, Any], frozen: Any
+    model: Detector, variables: Any, grid: AnchorGrid, loss: LossSettings, frozen: Any
 ) -> ProgramCost:
     """Cost of losses and gradients of one image, targets given.
 
@@ -66,7 +66,7 @@ def training_cost(
       model: the network.
       variables: its variables, or their shapes.
       grid: the anchors of a bucket.
-      loss: keywords of `losses.detection_losses`.
+      loss: the losses.
       frozen: tree of bool like the parameters.
     """
     images, sizes = _inputs(grid.image_shape, model.dtype)
@@ -76,7 +76,7 @@ def training_cost(
             outputs, updates = model.apply(
                 {**variables, "params": params}, images, sizes, train=True, mutable=["batch_stats"]
             )
-            return detection_losses(outputs, targets, grid, **loss).total, updates
+            return loss(outputs, targets, grid).total, updates
 
         found, updates = jax.grad(loss_fn, has_aux=True)(variables["params"])
         # Gradients of frozen parameters are not asked for, so the compiler drops them.
@@ -162,7 +162,7 @@ def describe(config: Recipe) -> str:
     costs = {
         "forward": forward_cost(model, variables, largest),
         "loss and gradients": training_cost(
-            model, variables, grid, build.loss_keywords(config), frozen
+            model, variables, grid, make_losses(config.loss, config.model.regression), frozen
         ),
     }
     lines += [

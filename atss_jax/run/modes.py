@@ -7,6 +7,7 @@ import traceback
 import jax
 from etils import epath
 
+from atss_jax.errors import UserError
 from atss_jax.run import describe, export, predict, step_log, train, validation
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime.metric_writer import configure_logging
@@ -24,11 +25,15 @@ def run(mode: str, config: Recipe, workdir: str) -> int:
     try:
         return _run(mode, config, epath.Path(workdir))
     except Exception as error:
-        if jax.process_count() == 1 or isinstance(error, ValueError | FileNotFoundError):
-            raise  # a user's mistake ends all processes alike
-        traceback.print_exc()
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         sys.stderr.flush()
-        os._exit(1)  # a clean end would wait for the other processes, of which one may be dead
+        # a clean end would wait for the other processes, of which one may be dead
+        os._exit(2 if isinstance(error, UserError) else 1)
 
 
 def _run(mode: str, config: Recipe, folder: epath.Path) -> int:
@@ -47,6 +52,8 @@ def _run(mode: str, config: Recipe, folder: epath.Path) -> int:
         predict.predict_workdir(config, folder)
     elif mode == "export":
         export.export_workdir(config, folder)
-    else:
+    elif mode == "describe":
         print(describe.describe(config))
+    else:
+        raise AssertionError(f"mode {mode!r} has no branch")
     return 0

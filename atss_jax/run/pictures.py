@@ -4,6 +4,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from atss_jax.assigners.registry import needs_predictions
 from atss_jax.data import decoding, loader
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.drawing import visualize
@@ -49,6 +50,8 @@ def after_evaluation(
     for number, picture in enumerate(draw_detections(val_set, detections, count)):
         visualize.save_image(folder / f"detections_{number}.jpg", picture)
         writer.write_image(step, f"detections/{number}", picture)
+    if needs_predictions(setup.settings.assign):
+        count = 0  # its positives change from step to step: there is no one picture to draw
     batch = loader.batch_at(
         setup.train_set,
         setup.plan,

@@ -4,6 +4,7 @@ Metrics stay on the device until a progress line is due, so the loop never waits
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from atss_jax.data import loader
 from atss_jax.run.recipe import Recipe
 from atss_jax.run.training_setup import Setup
 from atss_jax.runtime.compiled import Cost, peak_flops
-from atss_jax.runtime.metric_writer import MetricWriter, Progress, read_rows
+from atss_jax.runtime.metric_writer import MetricWriter, Progress
 from atss_jax.training.train_step import StepMetrics, TrainState
 
 
@@ -31,6 +32,7 @@ class StepLog:
       setup: the run's constants.
       writer: where rows go.
       progress: where lines go.
+      known: what `known()` said at the restored checkpoint; {} for a new run.
     """
 
     def __init__(
@@ -40,16 +42,15 @@ class StepLog:
         setup: Setup,
         writer: MetricWriter,
         progress: Progress,
+        known: Mapping[str, Any],
     ):
         self._config, self._workdir, self._setup = config, workdir, setup
         self._writer, self._progress = writer, progress
         self._pending: list[tuple[int, StepMetrics, np.ndarray]] = []
         self._waited = 0.0
-        self._bad_in_a_row = 0
+        self._bad_in_a_row = int(known.get("bad_steps", 0))
         self._flops = 0.0
-        self._seconds_before = sum(
-            row.get("seconds") or 0.0 for row in read_rows(workdir / "timing.jsonl")
-        )
+        self._seconds_before = float(known.get("seconds", 0.0))
 
     def start(self, state: TrainState, costs: list[Cost]) -> None:
         """Prints what is about to run."""
@@ -120,6 +121,10 @@ class StepLog:
             values["mfu"] = per_second / (peak * jax.device_count())
         self._writer.write_timing(step, values)
         self._waited = 0.0
+
+    def known(self) -> dict[str, Any]:
+        """What the log needs again after a restart; call `flush` before."""
+        return {"bad_steps": self._bad_in_a_row, "seconds": self.total_seconds()}
 
     def total_seconds(self) -> float:
         """Seconds of training over all starts of the run."""

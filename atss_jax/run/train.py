@@ -1,13 +1,14 @@
 """The training loop: restore, then evaluate, save, step, until done or told to stop.
 
-The order within a step number s (updates done): evaluate when due, save when due, then update. So
-a checkpoint is exactly what was measured, and `metrics.jsonl` is on disk before the checkpoint
-that counts on it.
+The order within a step number s (updates done): save when due, evaluate when due and attach the
+metrics to that checkpoint, draw, then update. So an evaluation that fails or is stopped loses no
+step, a checkpoint is exactly what was measured, and `metrics.jsonl` is on disk before it.
 """
 
+import contextlib
 import dataclasses
+import json
 import logging
-import signal
 import time
 from typing import Any
 
@@ -16,12 +17,12 @@ import numpy as np
 from etils import epath
 
 from atss_jax.data import loader
-from atss_jax.evaluation.coco_metrics import MAIN_METRIC
-from atss_jax.run import build, pictures, recipe_io, validation, workdir_files
+from atss_jax.run import build, pictures, recipe_io, validation, workdir_files, workdir_lock
 from atss_jax.run.recipe import Recipe
-from atss_jax.run.step_log import StepLog
+from atss_jax.run.step_log import NonFiniteError, StepLog
+from atss_jax.run.stop_signal import Preempted, StopSignal
 from atss_jax.run.training_setup import Setup, initial_state, set_up
-from atss_jax.runtime import compiled, parallel
+from atss_jax.runtime import checkpoint_record, compiled, parallel
 from atss_jax.runtime.checkpoint import Checkpointer
 from atss_jax.runtime.metric_writer import MetricWriter, Progress, read_rows
 from atss_jax.training import train_step
@@ -31,33 +32,8 @@ PREEMPTED_EXIT_CODE = 75
 """EX_TEMPFAIL: saved and stopped on a signal; the same command goes on."""
 
 
-class Preempted(Exception):
-    """The run was told to stop, and its state is saved."""
-
-
-class StopSignal:
-    """Remembers SIGTERM and SIGINT (single process); a second one acts at once.
-
-    With several processes the notice reaches all of them through `Checkpointer.preempted`.
-    """
-
-    def __init__(self):
-        self.received = False
-        if jax.process_count() == 1:
-            self._old = {
-                s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)
-            }
-        else:
-            self._old = {}
-
-    def _receive(self, number: int, _frame: Any) -> None:
-        self.received = True
-        signal.signal(number, self._old[signal.Signals(number)])
-
-    def restore(self) -> None:
-        """Puts the former handlers back."""
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+class LoopError(RuntimeError):
+    """An error after the set-up, with its cause: not a mistake in flags or recipe."""
 
 
 def train(config: Recipe, workdir: epath.Path, *, with_evaluation: bool) -> dict[str, Any]:
@@ -74,13 +50,55 @@ def train(config: Recipe, workdir: epath.Path, *, with_evaluation: bool) -> dict
     Raises:
       Preempted: told to stop; saved.
       NonFiniteError: too many steps in a row with non-finite numbers.
+      LoopError: any other error after the set-up.
     """
+    stop = StopSignal(is_single=config.run.distributed == "none")
+    try:
+        return _train(config, workdir, with_evaluation, stop)
+    finally:
+        stop.restore()
+
+
+def _train(
+    config: Recipe, workdir: epath.Path, with_evaluation: bool, stop: StopSignal
+) -> dict[str, Any]:
+    """Everything that may fail on a user's mistake first; only then is the workdir touched."""
+    checkpoint_record.check_folder_name(workdir)
     setup = set_up(config)
-    workdir_files.claim_workdir(config, workdir, training=True)
-    workdir_files.write_classes(workdir, setup.train_set.class_names, setup.train_set.category_ids)
+    stop.check()
+    names, ids = setup.train_set.class_names, setup.train_set.category_ids
+    workdir_files.check_workdir(config, workdir, training=True)
+    workdir_files.check_classes(workdir, names, ids)
+    val = None
+    if with_evaluation:
+        dataset = build.load_dataset(config, "val")
+        validation.check_same_classes(setup.train_set, dataset)
+        val = validation.Validation(config, setup.settings.model, setup.mesh, dataset=dataset)
+        loader.eval_batches(dataset, **build.eval_batch_keywords(config)).close()  # sizes, boxes
+    loader.check_overflow(setup.train_set, config.data.max_boxes, config.data.on_overflow)
+    stop.check()
+    state = None
+    if not workdir_files.has_checkpoints(workdir):
+        state = initial_state(config, setup)
     common = dataclasses.replace(config, run=dataclasses.replace(config.run, process_id=0))
     parallel.assert_same_everywhere(recipe_io.recipe_to_json(common), "the configuration")
     parallel.assert_same_everywhere(setup.plan.fingerprint(), "the data plan")
+    workdir.mkdir(parents=True, exist_ok=True)
+    with workdir_lock.hold(workdir):
+        return _run_in(config, workdir, setup, val, state, stop)
+
+
+def _run_in(
+    config: Recipe,
+    workdir: epath.Path,
+    setup: Setup,
+    val: validation.Validation | None,
+    state: TrainState | None,
+    stop: StopSignal,
+) -> dict[str, Any]:
+    """Claims the workdir, restores, and runs the loop."""
+    workdir_files.claim_workdir(config, workdir, training=True)
+    workdir_files.write_classes(workdir, setup.train_set.class_names, setup.train_set.category_ids)
     compiled.use_compilation_cache(config.run.compilation_cache, workdir)
     checkpointer = Checkpointer(
         workdir / "checkpoints",
@@ -90,20 +108,38 @@ def train(config: Recipe, workdir: epath.Path, *, with_evaluation: bool) -> dict
     )
     restored = checkpointer.restore_latest(setup.abstract_state._asdict())
     if restored is None:
-        start, state = 0, initial_state(config, setup)
+        start, known = 0, {}
+        state = initial_state(config, setup) if state is None else state
     else:
-        start, state = restored[0], TrainState(**restored[1])
-        checkpointer.discard_after(start)
-    val = None
-    if with_evaluation:
-        dataset = build.load_dataset(config, "val")
-        validation.check_same_classes(setup.train_set, dataset)
-        val = validation.Validation(config, setup.settings.model, setup.mesh, dataset=dataset)
-    loop = _Loop(config, workdir, setup, checkpointer, val, start)
+        start, state = restored.step, TrainState(**restored.state)
+        known = _known_at(workdir, start) if restored.run is None else restored.run
+    loop = _Loop(config, workdir, setup, checkpointer, val, start, known, stop)
     try:
+        stop.check()
         return loop.run(state)
+    except (Preempted, NonFiniteError):
+        raise
+    except Exception as error:  # a ValueError here is no wrong flag: traceback, exit code 1
+        raise LoopError(
+            f"the run in {workdir} was ended by an error; the same command goes on from its newest "
+            "checkpoint."
+        ) from error
     finally:
         loop.close()
+
+
+def _known_at(workdir: epath.Path, start: int) -> dict[str, Any]:
+    """What a checkpoint of an older version lacks: read from the files of rows, once."""
+    rows = [row for row in read_rows(workdir / "metrics.jsonl") if row["step"] <= start]
+    evaluated = {
+        str(row["step"]): {k.removeprefix("eval/"): v for k, v in row.items() if k != "step"}
+        for row in rows
+        if "eval/AP" in row
+    }
+    timing = read_rows(workdir / "timing.jsonl")
+    seconds = sum(row.get("seconds") or 0.0 for row in timing if row["step"] <= start)
+    known = {"evaluated": evaluated, "seconds": seconds, "bad_steps": 0}
+    return json.loads(parallel.broadcast_text(json.dumps(known)))
 
 
 class _Loop:
@@ -117,26 +153,29 @@ class _Loop:
         checkpointer: Checkpointer,
         val: validation.Validation | None,
         start: int,
+        known: dict[str, Any],
+        stop: StopSignal,
     ):
         is_first = jax.process_index() == 0
         self._config, self._workdir, self._setup = config, workdir, setup
         self._checkpointer, self._validation, self._start = checkpointer, val, start
         self._writer = MetricWriter(
-            workdir, keep_until=start, is_active=is_first, wandb_project=config.run.wandb
+            workdir,
+            keep_until=start,
+            is_evaluated=str(start) in known.get("evaluated", {}),
+            is_active=is_first,
+            wandb_project=config.run.wandb,
+            config=recipe_io.recipe_to_dict(config),
         )
         self._progress = Progress(start, setup.num_steps, is_active=is_first)
-        self._log = StepLog(config, workdir, setup, self._writer, self._progress)
+        self._log = StepLog(config, workdir, setup, self._writer, self._progress, known)
         self._step = compiled.CompiledByShape(
             train_step.make_train_step(setup.settings, setup.mesh, setup.shardings),
             expected=len(setup.plan.used_buckets),
         )
-        self._evaluated = {
-            row["step"]: {k.removeprefix("eval/"): v for k, v in row.items() if k != "step"}
-            for row in read_rows(workdir / "metrics.jsonl")
-            if f"eval/{MAIN_METRIC}" in row
-        }
+        self._evaluated: dict[str, dict[str, float]] = dict(known.get("evaluated", {}))
         self._stop: tuple[int, bool] = (-1, False)
-        self._signal: StopSignal | None = None
+        self._signal = stop
         self._batches: loader.Batches | None = None
 
     def run(self, state: TrainState) -> dict[str, Any]:
@@ -152,15 +191,16 @@ class _Loop:
             )
         else:
             self._progress.note(f"all {num_steps} steps are done already")
-        self._signal = StopSignal()
+        self._signal.check()
         self._progress.pause()
         for step in range(self._start, num_steps + 1):
             done = step == num_steps
-            metrics = self._evaluate_when_due(step, state)
+            evaluate = self._evaluation_is_due(step)
             save_due = step % run.checkpoint_every == 0 and step > self._start
-            if save_due or done or metrics is not None or self._told_to_stop(step):
-                self._save(step, state, metrics, wait=done)
-            if self._told_to_stop(step) and not done:
+            if save_due or done or evaluate or self._told_to_stop(step):
+                self._save(step, state, wait=done)
+            finished = self._evaluate(step, state) if evaluate else True
+            if not finished or (self._told_to_stop(step) and not done):
                 self._checkpointer.wait()
                 raise Preempted(f"saved at step {step}; run the same command again to go on.")
             if not done:
@@ -170,12 +210,11 @@ class _Loop:
 
     def close(self) -> None:
         """Ends workers, pending saves and files."""
-        if self._signal is not None:
-            self._signal.restore()
-        if self._batches is not None:
-            self._batches.close()
-        self._checkpointer.close()
-        self._writer.close()
+        with contextlib.ExitStack() as stack:  # one that fails does not keep the others open
+            stack.callback(self._writer.close)
+            stack.callback(self._checkpointer.close)
+            if self._batches is not None:
+                stack.callback(self._batches.close)
 
     def _compile(self, state: TrainState) -> None:
         """Compiles every bucket's program before the first step, and says what the run is."""
@@ -204,48 +243,65 @@ class _Loop:
         self._log.add(step, metrics, np.asarray(host_batch.record_index), waited)
         return state
 
-    def _evaluate_when_due(self, step: int, state: TrainState) -> dict[str, float] | None:
-        """Metrics, if an evaluation is due at this step and not already recorded."""
+    def _evaluation_is_due(self, step: int) -> bool:
+        """Whether this step is to be evaluated, and its record has no metrics yet."""
         every = self._config.run.eval_every
         due = step == self._setup.num_steps or (every and step and step % every == 0)
-        if self._validation is None or not due or step in self._evaluated:
-            return None
-        self._log.flush(step)
+        return self._validation is not None and bool(due) and str(step) not in self._evaluated
+
+    def _evaluate(self, step: int, state: TrainState) -> bool:
+        """Evaluates the saved state and records it; False when told to stop meanwhile."""
+        assert self._validation is not None
         self._progress.note(f"step {step}: evaluating")
         outcome = self._validation.run(
             train_step.eval_variables(state), should_stop=lambda: self._told_to_stop(step)
         )
         if outcome is None:
-            return None
+            return False
         self._writer.write(step, outcome.metrics, prefix="eval/")
-        self._evaluated[step] = outcome.metrics
-        self._progress.note(validation.summary(outcome.metrics))
+        self._writer.flush()
+        self._evaluated[str(step)] = outcome.metrics
+        self._checkpointer.attach(step, outcome.metrics, self._known())
         if jax.process_index() == 0:
-            dataset = self._validation.dataset
-            validation.write_detections(self._workdir, dataset, outcome.detections)
-            pictures.after_evaluation(
-                self._config,
-                self._workdir,
-                self._setup,
-                dataset,
-                outcome.detections,
-                step,
-                self._writer,
-            )
+            try:
+                self._show(step, outcome)
+            except Exception:  # noqa: BLE001 - what people look at must not end the run
+                logging.warning("pictures of step %d are not complete", step, exc_info=True)
         self._progress.pause()
-        return outcome.metrics
+        return True
 
-    def _save(self, step: int, state: TrainState, metrics: Any, *, wait: bool) -> None:
-        """Saves what was measured; the metrics file is on disk first."""
+    def _known(self) -> dict[str, Any]:
+        """What a resumed run needs beside the state."""
+        return {"evaluated": self._evaluated, **self._log.known()}
+
+    def _show(self, step: int, outcome: validation.Outcome) -> None:
+        """Prints the metrics; writes detections and pictures."""
+        assert self._validation is not None
+        if outcome.metrics:
+            self._progress.note(validation.summary(outcome.metrics))
+        dataset = self._validation.dataset
+        validation.write_detections(self._workdir, dataset, outcome.detections)
+        pictures.after_evaluation(
+            self._config,
+            self._workdir,
+            self._setup,
+            dataset,
+            outcome.detections,
+            step,
+            self._writer,
+        )
+
+    def _save(self, step: int, state: TrainState, *, wait: bool) -> None:
+        """Saves the state; the metrics file is on disk first."""
         self._log.flush(step)
         self._writer.flush()
         wait = wait or not self._config.run.async_checkpoints
-        self._checkpointer.save(step, state._asdict(), metrics, wait=wait)
+        self._checkpointer.save(step, state._asdict(), run=self._known(), wait=wait)
         self._progress.pause()
 
     def _told_to_stop(self, step: int) -> bool:
         """True after a signal; several processes agree on the step (asked once a step)."""
-        if self._signal is not None and self._signal.received:
+        if self._signal.received:
             return True
         if self._stop[0] != step:
             self._stop = (step, self._checkpointer.preempted(step))
@@ -254,16 +310,16 @@ class _Loop:
     def _profile(self, step: int) -> None:
         """Starts and ends the trace that `run.profile_steps` asks for."""
         steps = self._config.run.profile_steps
-        if steps and step == steps[0]:
+        if steps and step == max(steps[0], self._start) and step < steps[1]:
             jax.profiler.start_trace(str(self._workdir / "profile"))
-        elif steps and step == steps[1]:
+        elif steps and step == steps[1] and step > self._start:
             jax.profiler.stop_trace()
             logging.warning("profile of steps %s written to %s", steps, self._workdir / "profile")
 
     def _result(self) -> dict[str, Any]:
         """Writes result.json."""
         num_steps = self._setup.num_steps
-        metrics = self._evaluated.get(num_steps, {})
+        metrics = self._evaluated.get(str(num_steps), {})
         seconds = self._log.total_seconds()
         if jax.process_index() != 0:
             return {}

@@ -9,10 +9,11 @@ from atss_jax.assigners.registry import make_assigner
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.models.detector import frozen_mask
-from atss_jax.run import build
+from atss_jax.run import build, predict_steps
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import compiled, parallel
 from atss_jax.training import train_step
+from atss_jax.training.losses import make_losses
 from atss_jax.training.train_step import StepSettings, TrainState
 
 
@@ -48,8 +49,8 @@ def set_up(config: Recipe) -> Setup:
         optimizer=build.make_optimizer(config, params, frozen, schedule),
         schedule=schedule,
         frozen=frozen,
-        normalize=build.normalize_keywords(config),
-        loss=build.loss_keywords(config),
+        normalize=predict_steps.normalization(config),
+        loss=make_losses(config.loss, config.model.regression),
         accumulate=config.optim.accumulate,
         ema_decay=config.optim.ema_decay,
     )

@@ -119,6 +119,7 @@ def evaluate_workdir(config: Recipe, workdir: epath.Path) -> Outcome:
     workdir_files.claim_workdir(config, workdir, training=False)
     mesh = build.make_mesh(config)
     dataset = build.load_dataset(config, "val")
+    workdir_files.check_classes(workdir, dataset.class_names, dataset.category_ids)
     model = build.make_model(config, len(dataset.class_names))
     step, variables = restore_variables(config, workdir, model, mesh)
     outcome = Validation(config, model, mesh, dataset=dataset).run(variables)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from atss_jax.errors import UserError
 from atss_jax.run import recipe_io
 from atss_jax.run.recipe import Recipe
 
@@ -23,6 +24,68 @@ def write_json(path: epath.Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def has_checkpoints(workdir: epath.Path) -> bool:
+    """Whether a run has saved something here."""
+    folder = workdir / "checkpoints"
+    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+
+
+def check_workdir(config: Recipe, workdir: epath.Path, *, training: bool) -> None:
+    """Raises unless `claim_workdir` would accept the recipe; writes nothing.
+
+    Raises:
+      UserError: another recipe (shows the difference), or checkpoints without config.json.
+      FileNotFoundError: no run there, and not training.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        if not training:
+            raise FileNotFoundError(f"{path}: no run here. Train first, or check --workdir.")
+        if has_checkpoints(workdir):
+            raise UserError(
+                f"{workdir} has checkpoints but no config.json, so nobody knows their recipe. Put "
+                "config.json back, or use another --workdir."
+            )
+        return
+    try:
+        old = recipe_io.recipe_from_json(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} does not fit this version of atss_jax: {error}") from error
+    changes = recipe_io.recipe_differences(old, config, training=training)
+    if changes:
+        raise UserError(
+            f"{workdir} belongs to a run with another configuration (there -> now):\n"
+            + "\n".join(changes)
+            + "\nUse another --workdir, or the configuration of that run."
+        )
+
+
+def check_classes(
+    workdir: epath.Path, class_names: Sequence[str], category_ids: Sequence[int]
+) -> None:
+    """Raises UserError unless the data has the classes that the network was trained on.
+
+    Args:
+      workdir: folder of the run; without classes.json anything is accepted.
+      class_names: of the data, by class index.
+      category_ids: of the data, by class index.
+    """
+    path = workdir / "classes.json"
+    if not path.exists():
+        return
+    try:
+        there = json.loads(path.read_text())
+        trained = list(zip(there["class_names"], there["category_ids"], strict=True))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    now = list(zip(class_names, category_ids, strict=True))
+    if trained != now:
+        raise UserError(
+            f"{path}: the network was trained on (name, category id) {trained}, the data has "
+            f"{now}. Use data with the same categories, or another --workdir."
+        )
+
+
 def claim_workdir(config: Recipe, workdir: epath.Path, *, training: bool) -> None:
     """Writes config.json, or checks that the workdir belongs to the same recipe.
 
@@ -32,25 +95,13 @@ def claim_workdir(config: Recipe, workdir: epath.Path, *, training: bool) -> Non
       training: False requires an existing run, and lets evaluation fields differ.
 
     Raises:
-      ValueError: the workdir holds another recipe; shows the difference.
+      UserError: the workdir holds another recipe; shows the difference.
       FileNotFoundError: no run there, and not training.
     """
+    check_workdir(config, workdir, training=training)
     path = workdir / "config.json"
     if path.exists():
-        try:
-            old = recipe_io.recipe_from_json(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path} does not fit this version of atss_jax: {error}") from error
-        changes = recipe_io.recipe_differences(old, config, training=training)
-        if changes:
-            raise ValueError(
-                f"{workdir} belongs to a run with another configuration (there -> now):\n"
-                + "\n".join(changes)
-                + "\nUse another --workdir, or the configuration of that run."
-            )
         return
-    if not training:
-        raise FileNotFoundError(f"{path}: no run here. Train first, or check --workdir.")
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         temporary = path.with_name("config.json.tmp")
@@ -61,7 +112,13 @@ def claim_workdir(config: Recipe, workdir: epath.Path, *, training: bool) -> Non
 def write_classes(
     workdir: epath.Path, class_names: Sequence[str], category_ids: Sequence[int]
 ) -> None:
-    """Writes classes.json, so that the run can be used without its training data."""
+    """Writes classes.json, so that the run can be used without its training data.
+
+    One that exists is compared, never overwritten.
+    """
+    check_classes(workdir, class_names, category_ids)
+    if (workdir / "classes.json").exists():
+        return
     if jax.process_index() == 0:
         classes = {"class_names": list(class_names), "category_ids": list(category_ids)}
         write_json(workdir / "classes.json", classes)

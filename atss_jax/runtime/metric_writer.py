@@ -23,13 +23,24 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
     path = epath.Path(path)
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_text().splitlines():
+    return _parse(path.read_bytes())[0]
+
+
+def _parse(content: bytes) -> tuple[list[dict[str, Any]], list[int]]:
+    """The rows of a file, and the numbers of damaged lines (a torn last line is none)."""
+    text = content.decode(errors="replace")
+    lines = text.split("\n")
+    rows, damaged = [], []
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+            row = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        elif line and number < len(lines):  # what follows the last newline is torn
+            damaged.append(number)
+    return rows, damaged
 
 
 class JsonLines:
@@ -38,10 +49,33 @@ class JsonLines:
     A bucket (gs://...) cannot append: there, `flush` writes the whole file.
     """
 
-    def __init__(self, path: str | os.PathLike, *, keep_until: int):
-        """Opens `path`, dropping rows of steps after `keep_until`."""
+    def __init__(self, path: str | os.PathLike, *, keep_until: int, is_evaluated: bool = True):
+        """Opens `path`, dropping rows of steps after `keep_until`.
+
+        A file with damaged lines is kept as `<name>.bad-N` and reported; its good rows go on.
+
+        Args:
+          path: the file.
+          keep_until: step of the restored checkpoint.
+          is_evaluated: False drops the evaluation at `keep_until` too: it is done again.
+        """
         self._path = epath.Path(path)
-        rows = [row for row in read_rows(self._path) if row["step"] <= keep_until]
+        rows, damaged = _parse(self._path.read_bytes()) if self._path.exists() else ([], [])
+        if damaged:
+            number = 1
+            while (kept := self._path.with_name(f"{self._path.name}.bad-{number}")).exists():
+                number += 1
+            kept.write_bytes(self._path.read_bytes())
+            logging.warning(
+                "%s: damaged lines %s; the whole file is kept as %s, its good rows are used",
+                self._path, damaged[:10], kept,
+            )  # fmt: skip
+        rows = [
+            row
+            for row in rows
+            if row["step"] < keep_until
+            or (row["step"] == keep_until and (is_evaluated or "eval/AP" not in row))
+        ]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         self._file: Any = None
         if "://" in os.fspath(self._path):
@@ -85,6 +119,7 @@ class MetricWriter:
     Args:
       workdir: folder of the run.
       keep_until: step of the restored checkpoint; later rows are dropped and written again.
+      is_evaluated: False drops the evaluation at `keep_until`, which is done again.
       is_active: False on processes beside the first.
       wandb_project: Weights & Biases project, "" for none.
       config: the recipe as a dict, for Weights & Biases.
@@ -95,6 +130,7 @@ class MetricWriter:
         workdir: str | os.PathLike,
         *,
         keep_until: int,
+        is_evaluated: bool = True,
         is_active: bool = True,
         wandb_project: str = "",
         config: Mapping[str, Any] | None = None,
@@ -104,7 +140,9 @@ class MetricWriter:
         self._metrics = self._timing = self._tensorboard = self._wandb = None
         if not is_active:
             return
-        self._metrics = JsonLines(workdir / "metrics.jsonl", keep_until=keep_until)
+        self._metrics = JsonLines(
+            workdir / "metrics.jsonl", keep_until=keep_until, is_evaluated=is_evaluated
+        )
         self._timing = JsonLines(workdir / "timing.jsonl", keep_until=keep_until)
         if importlib.util.find_spec("tensorboardX"):
             from tensorboardX import SummaryWriter

@@ -141,3 +141,27 @@ def assert_same_everywhere(text: str, what: str) -> None:
             f"{what} differs between process 0 and processes {others}. Start all of them with the "
             "same code, data and configuration."
         )
+
+
+def broadcast_text(text: str) -> str:
+    """The text that process 0 holds, on every process."""
+    if jax.process_count() == 1:
+        return text
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(text.encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    padded = np.zeros(size, np.uint8)
+    if jax.process_index() == 0:
+        padded[:] = data
+    return (
+        np.asarray(multihost_utils.broadcast_one_to_all(padded)).astype(np.uint8).tobytes().decode()
+    )
+
+
+def barrier(name: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)

@@ -227,9 +227,9 @@ def detection_losses(
       targets: what they should be, leading B.
       grid: the anchors of the batch's bucket.
       regression: "box" or "point", the head's.
-      box_loss: "giou", "diou", "ciou" (1 - that of boxes in px), "iou" (-ln((I + 1) / (U + 1)) in px, FCOS as
-        first published), "fcos_giou" (FCOS' own GIoU of distances in strides) or "smooth_l1"
-        (mean over the four encoded coordinates).
+      box_loss: "giou", "diou", "ciou" (1 - that of boxes in px), "iou" (-ln((I + 1) / (U + 1)) in
+        px, FCOS as first published), "fcos_giou" (FCOS' own GIoU of distances in strides) or
+        "smooth_l1" (mean over the four encoded coordinates).
       box_loss_weight: 2 in ATSS, 1 in FCOS and RetinaNet.
       focal_alpha: see `focal_loss`.
       focal_gamma: see `focal_loss`.

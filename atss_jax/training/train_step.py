@@ -12,14 +12,16 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from atss_jax.assigners.registry import needs_predictions
 from atss_jax.geometry.anchors import make_grid
 from atss_jax.geometry.config import AnchorConfig
 from atss_jax.models.detector import Detector, normalize_images
+from atss_jax.models.normalization import Normalization
 from atss_jax.runtime import parallel
 from atss_jax.structures import Batch, Losses
 from atss_jax.training import optim
-from atss_jax.training.losses import detection_losses, normalizers
-from atss_jax.training.targets import assign_targets
+from atss_jax.training.losses import LossSettings, count_normalizers
+from atss_jax.training.targets import assign_targets, predictions_of
 from atss_jax.typing import Array, Bool, Float, Int
 
 
@@ -62,10 +64,8 @@ class StepSettings(NamedTuple):
     schedule: optim.Schedule
     frozen: Any
     """Tree of bool like the parameters."""
-    normalize: dict[str, Any]
-    """Keywords of `normalize_images`."""
-    loss: dict[str, Any]
-    """Keywords of `detection_losses`."""
+    normalize: Normalization
+    loss: LossSettings
     accumulate: int = 1
     """Micro-batches a step."""
     ema_decay: float = 0.0
@@ -127,19 +127,41 @@ def train_step(
     """
     _, height, width, _ = batch.image.shape
     grid = make_grid(settings.anchors, (height, width))
-    targets = assign_targets(settings.assign, grid, batch.image_size, batch.ground_truth, mesh=mesh)
-    norms = normalizers(targets)
 
-    def loss_fn(params, batch_stats, batch, targets):
-        images = normalize_images(batch.image, batch.image_size, **settings.normalize)
-        outputs, updates = settings.model.apply(
+    def forward(params, batch_stats, batch):
+        images = normalize_images(batch.image, batch.image_size, **settings.normalize._asdict())
+        return settings.model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
             batch.image_size,
             train=True,
             mutable=["batch_stats"],
         )
-        losses = detection_losses(outputs, targets, grid, normalizers=norms, **settings.loss)
+
+    if needs_predictions(settings.assign):
+        # The losses need the positives of the whole batch, so assignment comes before the first
+        # micro-batch's loss: a forward pass of its own, on the images that it will train with.
+        outputs = _by_micro_batch(
+            lambda batch: forward(state.params, state.batch_stats, batch)[0],
+            batch,
+            settings.accumulate,
+        )
+        predictions = predictions_of(outputs, grid, settings.loss.regression)
+    else:
+        predictions = None
+    targets = assign_targets(
+        settings.assign,
+        grid,
+        batch.image_size,
+        batch.ground_truth,
+        predictions=predictions,
+        mesh=mesh,
+    )
+    norms = count_normalizers(targets)
+
+    def loss_fn(params, batch_stats, batch, targets):
+        outputs, updates = forward(params, batch_stats, batch)
+        losses = settings.loss(outputs, targets, grid, norms)
         return losses.total, (losses, updates.get("batch_stats", batch_stats))
 
     gradient_fn = jax.grad(loss_fn, has_aux=True)
@@ -154,15 +176,28 @@ def train_step(
     return _update(settings, state, gradients, losses, batch_stats, norms.num_positives)
 
 
+def _split(tree: Any, count: int) -> Any:
+    """Leading B to [count, B / count]: image i goes to micro-batch i % count."""
+    return jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), tree
+    )
+
+
+def _by_micro_batch(function: Callable, batch: Batch, count: int) -> Any:
+    """`function` of each micro-batch, one after the other, put back in the batch's order."""
+    if count == 1:
+        return function(batch)
+    found = jax.lax.map(function, _split(batch, count))
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), found)
+
+
 def _accumulate(gradient_fn, state, inputs, count):
     """Sums gradients and losses over `count` micro-batches.
 
     The losses are normalised over the whole batch, so the sums are the whole batch's. Image i goes
     to micro-batch i % count: each device keeps its own images.
     """
-    micro = jax.tree.map(
-        lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), inputs
-    )
+    micro = _split(inputs, count)
 
     def body(carry, inputs):
         batch_stats, gradients, losses = carry
