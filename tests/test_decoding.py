@@ -18,7 +18,7 @@ def test_orientation_is_pillows(orientation):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
     data = buffer.getvalue()
-    assert decoding.read_header(data) == ((7, 5), orientation)
+    assert decoding.read_header(data) == ((7, 5), orientation, 8)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
     np.testing.assert_array_equal(decoding.decode(data, orientation), expected)
     np.testing.assert_array_equal(decoding.decode(data), pixels)  # as stored
@@ -34,7 +34,7 @@ def test_awkward_files(shared):
                 decoding.read_header(data)
                 decoding.decode(data)
             continue
-        size, orientation = decoding.read_header(data)
+        size, orientation, _ = decoding.read_header(data)
         assert size == (entry["height"], entry["width"]), entry["file"]
         assert orientation == (entry["exif_orientation"] or 1), entry["file"]
         image = decoding.decode(data)

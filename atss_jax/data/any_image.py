@@ -37,7 +37,7 @@ def read_image(image: Any) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(image, bytes | bytearray | memoryview):
         data = bytes(image)
         try:
-            _, orientation = decoding.read_header(data)
+            orientation = decoding.read_header(data).orientation
             return decoding.decode(data, orientation)
         except ValueError as error:
             raise ValueError(f"image of {len(data)} bytes: {error}") from error

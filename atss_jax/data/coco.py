@@ -244,7 +244,7 @@ def _check_file(
     about = f"image {image.id} ({source.path(index)})"
     try:
         data = source.read(index)
-        stored, orientation = decoding.read_header(data)
+        stored, orientation, _ = decoding.read_header(data)
         if decoding.is_truncated_jpeg(data):
             return Finding("image_truncated", f"{about}: the file is cut off", image.id)
         if decode:

@@ -1,80 +1,242 @@
 """Encoded images: their header, their pixels as upright uint8 RGB `[height, width, 3]`.
 
-Decoding is OpenCV's, or Pillow's where OpenCV does not know the format.
+Only a list of formats is ever opened, by their first bytes: none of them starts a program. Decoding
+is OpenCV's, or Pillow's where OpenCV does not know the format. Whatever a decoder raises, the image
+is a bad one and the error a ValueError.
 """
 
 import io
+import re
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from PIL import Image
 
 ORIENTATION_TAG = 274
 """EXIF "Orientation"."""
+BITS_PER_SAMPLE_TAG = 258
+"""TIFF "BitsPerSample"."""
+MAX_PIXELS = 178_956_970
+"""Default of `data.max_pixels`: Pillow's own limit, 0.5 GB of RGB."""
 
-_READ_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+Image.MAX_IMAGE_PIXELS = None  # for the process: `max_pixels` is checked in its place
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "TGA")
+"""Pillow's names of the formats that are read. PostScript, which starts a program, and the rare
+ones with weak decoders are not among them."""
+
+_READ_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_ANYDEPTH
+
+_FOREIGN = (
+    (re.compile(rb"version https://git-lfs"), "a git-LFS pointer: run `git lfs pull`"),
+    (re.compile(rb"\s*(<!doctype html|<html)", re.I), "an HTML page, as a failed download leaves"),
+    (re.compile(rb"\s*<(\?xml|svg)", re.I), "XML or SVG: render it to PNG"),
+    (re.compile(rb"....ftyp(hei[cxms]|hev[cxms])", re.S), "HEIC: convert it to JPEG or PNG"),
+    (re.compile(rb".{128}DICM", re.S), "DICOM: export its pixels to PNG"),
+    (re.compile(rb"\x93NUMPY"), "a NumPy array: save it as PNG"),
+    (re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"), "PostScript, which is never run: render it to PNG"),
+    (re.compile(rb"%PDF"), "PDF: render it to PNG"),
+    (re.compile(rb"PK\x03\x04|\x1f\x8b"), "a compressed archive: unpack it"),
+)
+"""First bytes of what people have under an image's name, and what to say of it."""
+
+_JPEG_MARKER = re.compile(rb"\xff+[^\x00\x01\xd0-\xd8\xff]")
+"""Markers that end entropy-coded data or start a segment: not stuffed bytes, not restarts."""
+_JPEG_END = 0xD9
+_BETWEEN_SCANS = {0xC4, 0xDA, 0xDB, 0xDC, 0xDD, _JPEG_END}
+"""Tables, scans and the end; another marker inside a scan is foreign data behind a cut."""
 
 
-def read_header(data: bytes) -> tuple[tuple[int, int], int]:
-    """Stored (h, w) and EXIF orientation (1..8; 1 where there is none) without decoding pixels.
+@runtime_checkable
+class ReadableFile(Protocol):
+    """What a header is read from."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes."""
+        ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Moves to a byte."""
+        ...
+
+
+class Header(NamedTuple):
+    """What an image says of itself before its pixels."""
+
+    size: tuple[int, int]
+    """Stored (h, w), px."""
+    orientation: int
+    """EXIF orientation, 1..8; 1 where there is none."""
+    bits: int
+    """Bits per sample: 8, or more where `decode` scales."""
+
+
+def read_header(source: bytes | ReadableFile, max_pixels: int = MAX_PIXELS) -> Header:
+    """Size, orientation and depth without decoding pixels.
+
+    Args:
+      source: the file's bytes, or the open file, of which no more is read than is needed.
+      max_pixels: limit of height * width.
 
     Raises:
-      ValueError: not the beginning of an image, or one that claims an absurd size.
+      ValueError: not the beginning of an image of a known format, or one of more pixels.
     """
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    beginning = file.read(1024)
+    file.seek(0)
+    if not beginning:
+        raise ValueError("the file is empty")
+    for pattern, what in _FOREIGN:
+        if pattern.match(beginning):
+            raise ValueError(f"not a readable image (it is {what})")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(file, formats=FORMATS) as image:  # type: ignore[arg-type]
             width, height = image.size
-            try:
-                orientation = image.getexif().get(ORIENTATION_TAG, 1)
-            except Exception:  # Pillow raises many kinds on EXIF blocks that do not parse
-                orientation = 1
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            header = Header((height, width), _orientation(image), _bits(image, beginning))
+    except Exception as error:  # decoders raise whatever they like on damaged files
         raise ValueError(f"not a readable image ({_first_line(error)})") from None
-    valid = isinstance(orientation, int) and 1 <= orientation <= 8
-    return (height, width), orientation if valid else 1
+    if height * width > max_pixels:
+        raise ValueError(
+            f"{width}x{height} px (w x h) are more than data.max_pixels={max_pixels}. Raise it if "
+            "the image is meant to be that large, or cut it into tiles"
+        )
+    if min(height, width) < 1:
+        raise ValueError(f"not a readable image (its size is {width}x{height})")
+    return header
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        if image.format == "PNG" and "exif" not in image.info:
+            return 1  # Pillow would decode the pixels to look behind them
+        orientation = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # many kinds on EXIF blocks that do not parse
+        return 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _bits(image: Image.Image, beginning: bytes) -> int:
+    if image.mode in ("I", "F"):
+        return 32 if image.format == "TIFF" else 16
+    if image.mode.startswith("I;16"):
+        return 16
+    if image.format == "PNG":
+        return 16 if beginning[24] == 16 else 8
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(BITS_PER_SAMPLE_TAG, (8,))  # type: ignore[attr-defined]
+        return max(8, *bits)
+    return 8
 
 
 def is_truncated_jpeg(data: bytes) -> bool:
-    """Whether a JPEG lacks its end marker after the last scan; False for other formats.
+    """Whether a JPEG ends before its end marker; False for other formats.
 
-    Some decoders fill the missing part with gray and say nothing.
+    Walks the markers of the (first) picture, so bytes after its end, as in motion photos, neither
+    hide nor fake a cut. Some decoders fill the missing part with gray and say nothing.
     """
-    if data[:2] != b"\xff\xd8" or data[-2:] == b"\xff\xd9":
+    if data[:2] != b"\xff\xd8":
         return False
-    return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    place, in_scans = 2, False
+    while True:
+        marker = _JPEG_MARKER.search(data, place)
+        if marker is None:
+            return True
+        place = marker.end()
+        code = data[place - 1]
+        if code == _JPEG_END:
+            return False
+        if in_scans and code not in _BETWEEN_SCANS:
+            return True
+        in_scans = in_scans or code == 0xDA
+        if place + 2 > len(data):
+            return True
+        place += max(2, int.from_bytes(data[place : place + 2], "big"))
 
 
-def decode(data: bytes, orientation: int = 1) -> UInt8[np.ndarray, "h w 3"]:
-    """The image as RGB; alpha is dropped, 16 bits keep the upper 8, gray is repeated.
+def may_be_cut(beginning: bytes, end: bytes, length: int) -> bool:
+    """Whether the ends of a file leave it open if the file is complete; its whole would tell.
+
+    Args:
+      beginning: at least its first 16 bytes.
+      end: its last bytes.
+      length: of the file, bytes.
+    """
+    if beginning[:2] == b"\xff\xd8":
+        return b"\xff\xd9" not in end
+    if beginning[:8] == b"\x89PNG\r\n\x1a\n":
+        return b"IEND" not in end
+    if beginning[:4] == b"RIFF":
+        return length < int.from_bytes(beginning[4:8], "little") + 8
+    return False
+
+
+def decode(
+    data: bytes, orientation: int = 1, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The image as RGB; alpha is dropped, gray is repeated, more than 8 bits are scaled.
 
     Args:
       data: the file's bytes.
       orientation: EXIF orientation to undo; 1 takes the pixels as stored.
+      max_pixels: limit of height * width, checked before anything is decoded.
 
     Raises:
-      ValueError: does not decode, or is cut off.
+      ValueError: does not decode, is cut off or too large, or has values of unknown range.
     """
-    if not data:
-        raise ValueError("the file is empty")
+    try:
+        header = read_header(data, max_pixels)
+    except ValueError as error:
+        raise ValueError(f"does not decode: {error}") from None
     if is_truncated_jpeg(data):
         raise ValueError("the JPEG is cut off: its end marker is missing")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _READ_FLAGS)
-    except cv2.error:
-        image = None
-    return orient(_decode_with_pillow(data) if image is None else image, orientation)
+    if may_be_cut(data[:16], data[-4096:], len(data)):
+        raise ValueError("the file is cut off: its end is missing")
+    image = None
+    if header.bits <= 16:  # OpenCV is loud about the others
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), _READ_FLAGS)
+        except Exception:  # Pillow decides
+            image = None
+    if image is None or image.ndim != 3 or image.shape[:2] != header.size:
+        image = _decode_with_pillow(data)
+    return orient(to_uint8(image), orientation)
 
 
-def _decode_with_pillow(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+def _decode_with_pillow(data: bytes) -> Shaped[np.ndarray, "h w 3"]:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith("I"):  # 16 or 32 bits of gray; convert() would clip them
-                gray = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-                return np.repeat(gray[..., None], 3, axis=-1)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.mode[0] in "IF":  # convert() would clip them
+                return np.repeat(np.asarray(image)[..., None], 3, axis=-1)
             return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # as in read_header
         raise ValueError(f"does not decode ({_first_line(error)})") from None
+
+
+def to_uint8(image: Shaped[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Samples of any type in 0..255.
+
+    Files do not say how many of their bits they use, so integers are scaled by the smallest of 8,
+    12 and 16 bits that holds the largest sample, and floats by 1 or 255 likewise: a 12-bit picture
+    in 16 bits does not turn black.
+
+    Raises:
+      ValueError: negative, not finite or larger samples.
+    """
+    if image.dtype == np.uint8:
+        return image
+    least, most = float(image.min()), float(image.max())
+    is_float = np.issubdtype(image.dtype, np.floating)
+    ranges = (1.0, 255.0) if is_float else (255.0, 4095.0, 65535.0)
+    limit = next((r for r in ranges if most <= r), None)
+    if limit is None or least < 0 or not np.isfinite(least):
+        allowed = "0..1 or 0..255" if is_float else "0..255, 0..4095 or 0..65535"
+        raise ValueError(
+            f"samples of type {image.dtype} lie in {least:g}..{most:g}, not in {allowed}: their "
+            "range is unknown. Convert the image to 8 bits"
+        )
+    return np.rint(image.astype(np.float32) * np.float32(255.0 / limit)).astype(np.uint8)
 
 
 def _first_line(error: BaseException) -> str:

@@ -57,7 +57,7 @@ def read_image_file(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
     """
     data = Path(path).read_bytes()
     try:
-        _, orientation = decoding.read_header(data)
+        orientation = decoding.read_header(data).orientation
         return decoding.decode(data, orientation)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

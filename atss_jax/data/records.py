@@ -254,7 +254,7 @@ def _read_columns(builder: Any, split: str) -> dict[str, np.ndarray]:
     heads, groups = [], []
     for place in range(len(source)):
         record = source[place]
-        size, orientation = decoding.read_header(record["image"])
+        size, orientation, _ = decoding.read_header(record["image"])
         name = record["image/filename"]
         name = name.decode() if isinstance(name, bytes) else str(name)
         heads.append((int(record["image/id"]), place, size, orientation, name))
