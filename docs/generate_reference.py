@@ -8,15 +8,13 @@ from atss_jax.run.recipe_io import GROUPS
 
 
 def fields_page() -> str:
-    """One section per group of the recipe, one table row per field."""
+    """One section per group of the recipe, one definition per field."""
     return "\n".join(_section(name) for name in GROUPS)
 
 
 def _section(name: str) -> str:
-    rows = [_row(info) for info in field_infos(GROUPS[name])]
-    head = [f"## {name}", "", _group_summary(name), ""]
-    table = ["| field | type | default | meaning |", "|---|---|---|---|", *rows, ""]
-    return "\n".join(head + table)
+    fields = [_definition(info) for info in field_infos(GROUPS[name])]
+    return "\n".join([f"## {name}", "", _group_summary(name), "", *fields])
 
 
 def _group_summary(name: str) -> str:
@@ -24,14 +22,18 @@ def _group_summary(name: str) -> str:
     return " ".join((GROUPS[name].__doc__ or "").split("\n\n")[0].split())
 
 
-def _row(info: FieldInfo) -> str:
-    cells = (f"`{info.name}`", info.type, f"`{info.default!r}`", info.description)
-    return "| " + " | ".join(_escape(cell) for cell in cells) + " |"
+def _definition(info: FieldInfo) -> str:
+    """A definition list entry: long defaults and meanings both have the page's whole width."""
+    return (
+        f"`{info.name}` = `{info.default!r}`\n"
+        f": {_escape(info.description)}\n"
+        f"  *{_escape(info.type)}*\n"
+    )
 
 
 def _escape(text: str) -> str:
-    """Text that does not end a table cell or start emphasis outside code."""
-    parts = text.replace("|", "\\|").split("`")
+    """Text without the marks that Markdown would read, but for code."""
+    parts = text.split("`")
     for i in range(0, len(parts), 2):  # outside of backticks
         for mark in "*_<[$":
             parts[i] = parts[i].replace(mark, "\\" + mark)
