@@ -43,6 +43,7 @@ napoleon_use_ivar = True
 html_theme = "sphinx_book_theme"
 html_title = f"atss_jax {release}"
 html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_theme_options = {
     "show_toc_level": 2,
     "use_download_button": False,
