@@ -238,12 +238,16 @@ class DetectionDataset:
     def _with_ids(self, results: Sequence[Mapping[str, Any]], to_original: bool) -> list[dict]:
         if self.original_image_ids is None and self.original_category_ids is None:
             return [dict(result) for result in results]
-        images = [(int(id_), self.image_id(n)) for n, id_ in enumerate(self.image_ids)]
-        classes = [(id_, self.category_id(n)) for n, id_ in enumerate(self.category_ids)]
-        image, category = (
-            dict(pairs if to_original else [pair[::-1] for pair in pairs])
-            for pairs in (images, classes)
-        )
+        image: dict[int | str, int | str] = {}
+        category: dict[int | str, int | str] = {}
+        for n, inside in enumerate(self.image_ids):
+            original = self.image_id(n)
+            source, target = (int(inside), original) if to_original else (original, int(inside))
+            image[source] = target
+        for n, inside in enumerate(self.category_ids):
+            original = self.category_id(n)
+            source, target = (inside, original) if to_original else (original, inside)
+            category[source] = target
         return [
             {**r, "image_id": image[r["image_id"]], "category_id": category[r["category_id"]]}
             for r in results
