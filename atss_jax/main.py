@@ -95,6 +95,17 @@ def _unknown_flag_message(name: str, known: Collection[str]) -> str:
     return f"--{name}: no such flag. Did you mean --{near[0]}?"
 
 
+def numbers_for_auto(argv: Sequence[str]) -> list[str]:
+    """Flags with "auto" replaced by the number that stands for it.
+
+    >>> numbers_for_auto(["--config.data.image_size=auto", "--mode=eval"])
+    ['--config.data.image_size=0', '--mode=eval']
+    """
+    flags = [f"--config.{name}=auto" for name in recipe_io.AUTO_FIELDS]
+    numbers = [f"--config.{name}={value}" for name, value in recipe_io.AUTO_FIELDS.items()]
+    return [numbers[flags.index(a)] if a in flags else a for a in argv]
+
+
 def run_from_command_line(argv: Sequence[str] | None = None) -> None:
     """Entry point: errors of the user are one line and exit code 2, not a traceback.
 
@@ -106,6 +117,7 @@ def run_from_command_line(argv: Sequence[str] | None = None) -> None:
         error = check_flag_names(arguments)
         if error:
             raise UserError(error)
+        arguments = numbers_for_auto(arguments)
         if name is not None:
             config = recipe_files.load_recipe(name)
             config_flags.DEFINE_config_dict("config", config, sys_argv=[sys.argv[0], *arguments])

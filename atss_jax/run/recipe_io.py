@@ -89,6 +89,10 @@ WITHOUT_FIELD = {
 """Names that other trainers use for what needs no field here -> how it is done."""
 
 
+AUTO_FIELDS = {"data.image_size": 0, "data.global_batch": 0, "data.max_boxes": 0}
+"""Fields that "auto" may be given for -> the number that it is."""
+
+
 def field_names() -> list[str]:
     """All fields as "group.field".
 

@@ -17,7 +17,15 @@ import numpy as np
 from etils import epath
 
 from atss_jax.data import loader
-from atss_jax.run import build, pictures, recipe_io, validation, workdir_files, workdir_lock
+from atss_jax.run import (
+    auto_fields,
+    build,
+    pictures,
+    recipe_io,
+    validation,
+    workdir_files,
+    workdir_lock,
+)
 from atss_jax.run.recipe import Recipe
 from atss_jax.run.step_log import NonFiniteError, StepLog
 from atss_jax.run.stop_signal import Preempted, StopSignal
@@ -64,6 +72,8 @@ def _train(
 ) -> dict[str, Any]:
     """Everything that may fail on a user's mistake first; only then is the workdir touched."""
     checkpoint_record.check_folder_name(workdir)
+    if auto_fields.is_automatic(config):
+        config = _in_numbers(config, with_evaluation)
     setup = set_up(config)
     stop.check()
     names, ids = setup.train_set.class_names, setup.train_set.category_ids
@@ -86,6 +96,18 @@ def _train(
     workdir.mkdir(parents=True, exist_ok=True)
     with workdir_lock.hold(workdir):
         return _run_in(config, workdir, setup, val, state, stop)
+
+
+def _in_numbers(config: Recipe, with_evaluation: bool) -> Recipe:
+    """The recipe with every automatic field chosen; says what was chosen."""
+    build.make_mesh(config)  # joins the job: the devices count
+    train_set = build.load_dataset(config, "train")
+    val_set = build.load_dataset(config, "val") if with_evaluation else None
+    config, lines = auto_fields.resolve(config, train_set, val_set)
+    for line in lines:
+        if jax.process_index() == 0:
+            print(line, flush=True)
+    return config
 
 
 def _run_in(
