@@ -31,6 +31,12 @@ def moved_message(name: str) -> str:
 class DataConfig(ConfigGroup, name="data"):
     """Source, checks, batches, sizes, augmentation and normalisation of the images."""
 
+    root: str = ""
+    """Folder of your data (or its data.yaml, or one COCO JSON file): COCO, Roboflow, YOLO or Pascal
+    VOC is found by the files in it. It takes the place of `source` and its paths."""
+    val_fraction: Annotated[float, Range(above=0, below=1)] = 0.2
+    """root: share of the images that validate, where the folder has one list for all; chosen by a
+    hash of the file name."""
     source: Literal["coco_json", "tfds", "array_record"] = "coco_json"
     """coco_json (annotation file and image folder), tfds (a builder of this package) or
     array_record (made by scripts/prepare_coco.py)."""

@@ -84,7 +84,7 @@ def _train(
         dataset = build.load_dataset(config, "val")
         validation.check_same_classes(setup.train_set, dataset)
         val = validation.Validation(config, setup.settings.model, setup.mesh, dataset=dataset)
-        loader.eval_batches(dataset, **build.eval_batch_keywords(config)).close()  # sizes, boxes
+        build.eval_batches(config, dataset).close()  # sizes, boxes
     loader.check_overflow(setup.train_set, config.data.max_boxes, config.data.on_overflow)
     stop.check()
     state = None
@@ -205,11 +205,8 @@ class _Loop:
         run, num_steps = self._config.run, self._setup.num_steps
         if self._start < num_steps:
             self._compile(state)
-            self._batches = loader.train_batches(
-                self._setup.train_set,
-                self._setup.plan,
-                start_step=self._start,
-                **build.train_batch_keywords(self._config),
+            self._batches = build.train_batches(
+                self._config, self._setup.train_set, self._setup.plan, self._start
             )
         else:
             self._progress.note(f"all {num_steps} steps are done already")

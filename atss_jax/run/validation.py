@@ -75,18 +75,17 @@ class Validation:
     def _batches(self, one_pass: passes.Pass) -> loader.Batches:
         """Every image once, at the size of a pass."""
         data, dataset = self._config.data, self.dataset
-        keywords = build.eval_batch_keywords(self._config)
+        sizes = None
         if one_pass.short_side != data.short_side:
             targets = [
                 images.resized_size((h, w), one_pass.short_side, one_pass.max_long_side)
                 for h, w in dataset.sizes.tolist()
             ]
-            keywords["buckets"] = passes.pass_buckets(
+            buckets = passes.pass_buckets(
                 np.array(targets), data.buckets, one_pass.short_side / data.short_side
             )
-            keywords["short_side"] = one_pass.short_side
-            keywords["max_long_side"] = one_pass.max_long_side
-        return loader.eval_batches(dataset, **keywords)
+            sizes = build.EvalSizes(buckets, one_pass.short_side, one_pass.max_long_side)
+        return build.eval_batches(self._config, dataset, sizes)
 
 
 def check_same_classes(train_set: DetectionDataset, val_set: DetectionDataset) -> None:
