@@ -41,6 +41,7 @@ def load_coco(
     class_names: tuple[str, ...] | None = None,
     max_pixels: int = MAX_PIXELS,
     allow_outside: bool = False,
+    without_annotations: bool = False,
 ) -> DetectionDataset:
     """Reads a COCO-format detection set.
 
@@ -56,6 +57,7 @@ def load_coco(
       max_pixels: an image of more is a bad one, before it is decoded.
       allow_outside: whether file names may leave the folder (absolute ones, "..").
       class_names: expected names by dense label (a training set's); None takes the file's.
+      without_annotations: the file may lack its list of annotations, as COCO's test-dev does.
 
     Returns:
       The set, sorted by image id; images without boxes included.
@@ -65,7 +67,7 @@ def load_coco(
       ValueError: malformed JSON, bad records, other classes than expected.
     """
     check_policies(on_error, exif, max_bad_fraction)
-    content = _read_json(annotations)
+    content = _read_json(annotations, without_annotations)
     category_ids, names = _read_categories(content["categories"], annotations)
     if class_names is not None and names != tuple(class_names):
         raise ValueError(
@@ -115,7 +117,7 @@ def load_coco(
     return dataset
 
 
-def _read_json(path: str) -> dict[str, Any]:
+def _read_json(path: str, without_annotations: bool) -> dict[str, Any]:
     """The parsed file, with its three lists."""
     try:
         text = epath.Path(path).read_bytes().decode("utf-8-sig")  # a byte order mark is fine
@@ -131,11 +133,14 @@ def _read_json(path: str) -> dict[str, Any]:
         raise ValueError(f"{path}: malformed JSON ({error}). Is the file complete?") from None
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
         raise ValueError(f"{path}: not an annotation file ({error}).") from None
+    if without_annotations and isinstance(content, dict):
+        content.setdefault("annotations", [])
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise ValueError(
                 f'{path}: no list "{key}" at the top. A COCO detection file has "images", '
-                '"annotations" and "categories".'
+                '"annotations" and "categories". To get detections of images without annotations: '
+                "--mode=eval --config.eval.format_only=True."
             )
     return content
 

@@ -42,6 +42,7 @@ def load_dataset(config: Recipe, split: str) -> DetectionDataset:
             images,
             name=f"{data.name}/{split}",
             allow_outside=data.allow_outside,
+            without_annotations=split == "val" and config.eval.format_only,
             **checks,
         )
     if data.source in ("tfds", "array_record"):

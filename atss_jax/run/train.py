@@ -17,7 +17,17 @@ import numpy as np
 from etils import epath
 
 from atss_jax.data import loader
-from atss_jax.run import build, pictures, recipe_io, validation, workdir_files, workdir_lock
+from atss_jax.run import (
+    build,
+    classes,
+    evaluation_folder,
+    pictures,
+    recipe_io,
+    train_data,
+    validation,
+    workdir_files,
+    workdir_lock,
+)
 from atss_jax.run.recipe import Recipe
 from atss_jax.run.step_log import NonFiniteError, StepLog
 from atss_jax.run.stop_signal import Preempted, StopSignal
@@ -69,10 +79,11 @@ def _train(
     names, ids = setup.train_set.class_names, setup.train_set.category_ids
     workdir_files.check_workdir(config, workdir, training=True)
     workdir_files.check_classes(workdir, names, ids)
+    train_data.check(workdir, setup.train_set)
     val = None
     if with_evaluation:
         dataset = build.load_dataset(config, "val")
-        validation.check_same_classes(setup.train_set, dataset)
+        dataset = classes.in_order_of(dataset, names, setup.train_set.name)
         val = validation.Validation(config, setup.settings.model, setup.mesh, dataset=dataset)
         loader.eval_batches(dataset, **build.eval_batch_keywords(config)).close()  # sizes, boxes
     loader.check_overflow(setup.train_set, config.data.max_boxes, config.data.on_overflow)
@@ -97,8 +108,9 @@ def _run_in(
     stop: StopSignal,
 ) -> dict[str, Any]:
     """Claims the workdir, restores, and runs the loop."""
-    workdir_files.claim_workdir(config, workdir, training=True)
+    workdir_files.claim_workdir(config, workdir)
     workdir_files.write_classes(workdir, setup.train_set.class_names, setup.train_set.category_ids)
+    train_data.write(workdir, setup.train_set)
     compiled.use_compilation_cache(config.run.compilation_cache, workdir)
     checkpointer = Checkpointer(
         workdir / "checkpoints",
@@ -280,7 +292,7 @@ class _Loop:
         if outcome.metrics:
             self._progress.note(validation.summary(outcome.metrics))
         dataset = self._validation.dataset
-        validation.write_detections(self._workdir, dataset, outcome.detections)
+        evaluation_folder.write_detections(self._workdir, dataset, outcome.detections)
         pictures.after_evaluation(
             self._config,
             self._workdir,
@@ -325,6 +337,7 @@ class _Loop:
             return {}
         return workdir_files.write_result(
             self._workdir,
+            about=evaluation_folder.about(self._config, num_steps) if metrics else {},
             metrics=metrics,
             steps=num_steps,
             wall_seconds=seconds,
