@@ -132,7 +132,8 @@ class DetectionDataset:
       sizes: (h, w) px as the network sees them, after the EXIF policy.
       orientations: EXIF orientation to undo when decoding; 1 where pixels are taken as stored.
       class_names: by dense label.
-      category_ids: category id by dense label, ascending; likewise.
+      category_ids: category id by dense label; likewise. Ascending as read, in another order where
+        a network has another.
       annotations: everything that evaluation needs.
       source: the encoded images.
       health: what was found while reading.
@@ -159,7 +160,8 @@ class DetectionDataset:
         a = self.annotations
         boxes = training_boxes(a.xywh, self.sizes[a.record])
         keep = ~a.is_crowd & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        labels = np.searchsorted(np.array(self.category_ids), a.category_id).astype(np.int32)
+        by_id = np.argsort(self.category_ids)
+        labels = by_id[np.searchsorted(np.sort(self.category_ids), a.category_id)].astype(np.int32)
         offsets = np.searchsorted(a.record[keep], np.arange(len(self.image_ids) + 1))
         is_object = (a.xywh[keep, 2:] > MIN_OBJECT_SIDE).all(axis=1)
         has_objects = np.zeros(len(self.image_ids), bool)

@@ -10,7 +10,6 @@ Coordinates are px of the upright original, whatever size the network sees. One 
 
 import collections
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
@@ -26,7 +25,7 @@ from atss_jax.evaluation import passes
 from atss_jax.evaluation.coco_results import with_min_score
 from atss_jax.models import pretrained
 from atss_jax.models.detector import DetectorNetwork, init_variables
-from atss_jax.run import build, predict_steps, recipe_io, validation
+from atss_jax.run import build, classes, predict_steps, recipe_io, validation, workdir_files
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime.parallel import AXIS
 from atss_jax.structures import Detections
@@ -44,11 +43,13 @@ class Detector:
       class_names: of each class index.
       category_ids: of each class index in the training data.
       batch_size: images that the device sees at once.
+      step: updates that the weights have behind them; None where nobody knows.
 
     Attributes:
       config: the recipe.
       class_names: of each class index.
       category_ids: of each class index in the training data.
+      step: updates that the weights have behind them, or None.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class Detector:
         category_ids: Sequence[int],
         *,
         batch_size: int = 1,
+        step: int | None = None,
     ):
-        self.config = config
+        self.config, self.step = config, step
         self.class_names, self.category_ids = tuple(class_names), tuple(category_ids)
         self.variables, self._batch_size = variables, batch_size
         self.model = _network(config, class_names)
@@ -74,19 +76,22 @@ class Detector:
         config: Recipe | None = None,
         class_names: Sequence[str] | None = None,
         batch_size: int = 1,
+        checkpoint: str | int = "last",
     ) -> "Detector":
         """A detector from a run's workdir, or from a weights file.
 
         Args:
-          path: a workdir (newest checkpoint), a safetensors file that scripts/convert_weights.py
+          path: a workdir, a safetensors file that scripts/convert_weights.py
             wrote of a workdir, or other weights (.safetensors, .npz).
-          config: recipe; needed for other weights, replaces a workdir's.
+          config: recipe; needed for other weights. That of a workdir may be given with changes that
+            leave the network alone.
           class_names: needed for other weights; the first two know them.
           batch_size: images that the device sees at once.
+          checkpoint: of a workdir: "last", "best" (by AP in training) or a step.
 
         Raises:
-          FileNotFoundError: nothing there.
-          ValueError: weights without a recipe or classes, or of another network.
+          UserError: nothing there, no such checkpoint, weights without a recipe or classes, or of
+            another network.
         """
         folder = epath.Path(path)
         if not folder.is_dir():
@@ -109,15 +114,19 @@ class Detector:
             ids = range(1, len(class_names) + 1)
             return cls(config, variables, class_names, tuple(ids), batch_size=batch_size)
         if config is None:
-            config = recipe_io.read_recipe(folder / "config.json")
+            config = workdir_files.read_config(folder)
+        else:
+            workdir_files.check_workdir(config, folder, training=False)
         names, ids = load_classes(config, folder)
         model = _network(config, names)
         mesh = jax.make_mesh(
             (1,), (AXIS,), devices=jax.local_devices()[:1],
             axis_types=(jax.sharding.AxisType.Auto,),
         )  # fmt: skip
-        _, variables = validation.restore_variables(config, folder, model, mesh)
-        return cls(config, variables, names, ids, batch_size=batch_size)
+        step, variables = validation.restore_variables(
+            config, folder, model, mesh, which=str(checkpoint)
+        )
+        return cls(config, variables, names, ids, batch_size=batch_size, step=step)
 
     @property
     def names(self) -> dict[int, str]:
@@ -215,9 +224,8 @@ def _network(config: Recipe, class_names: Sequence[str]) -> DetectorNetwork:
 
 def load_classes(config: Recipe, workdir: epath.Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """(names, category ids) of the classes that a workdir's network was trained on."""
-    path = workdir / "classes.json"
-    if path.exists():
-        classes = json.loads(path.read_text())
-        return tuple(classes["class_names"]), tuple(classes["category_ids"])
+    found = classes.read_classes(workdir)
+    if found is not None:
+        return found
     dataset = build.load_dataset(config, "train")  # a workdir from before classes.json
     return dataset.class_names, dataset.category_ids

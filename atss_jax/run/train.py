@@ -20,8 +20,11 @@ from atss_jax.data import loader
 from atss_jax.run import (
     auto_fields,
     build,
+    classes,
+    evaluation_folder,
     pictures,
     recipe_io,
+    train_data,
     validation,
     workdir_files,
     workdir_lock,
@@ -79,10 +82,11 @@ def _train(
     names, ids = setup.train_set.class_names, setup.train_set.category_ids
     workdir_files.check_workdir(config, workdir, training=True)
     workdir_files.check_classes(workdir, names, ids)
+    train_data.check(workdir, setup.train_set)
     val = None
     if with_evaluation:
         dataset = build.load_dataset(config, "val")
-        validation.check_same_classes(setup.train_set, dataset)
+        dataset = classes.in_order_of(dataset, names, setup.train_set.name)
         val = validation.Validation(config, setup.settings.model, setup.mesh, dataset=dataset)
         build.eval_batches(config, dataset).close()  # sizes, boxes
     loader.check_overflow(setup.train_set, config.data.max_boxes, config.data.on_overflow)
@@ -119,8 +123,9 @@ def _run_in(
     stop: StopSignal,
 ) -> dict[str, Any]:
     """Claims the workdir, restores, and runs the loop."""
-    workdir_files.claim_workdir(config, workdir, training=True)
+    workdir_files.claim_workdir(config, workdir)
     workdir_files.write_classes(workdir, setup.train_set.class_names, setup.train_set.category_ids)
+    train_data.write(workdir, setup.train_set)
     compiled.use_compilation_cache(config.run.compilation_cache, workdir)
     checkpointer = Checkpointer(
         workdir / "checkpoints",
@@ -299,7 +304,7 @@ class _Loop:
         if outcome.metrics:
             self._progress.note(validation.summary(outcome.metrics))
         dataset = self._validation.dataset
-        validation.write_detections(self._workdir, dataset, outcome.detections)
+        evaluation_folder.write_detections(self._workdir, dataset, outcome.detections)
         pictures.after_evaluation(
             self._config,
             self._workdir,
@@ -344,6 +349,7 @@ class _Loop:
             return {}
         return workdir_files.write_result(
             self._workdir,
+            about=evaluation_folder.about(self._config, num_steps) if metrics else {},
             metrics=metrics,
             steps=num_steps,
             wall_seconds=seconds,
