@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from atss_jax.errors import UserError
 from atss_jax.run import recipe_files, recipe_io
 
-MODES = ("train", "eval", "train_and_eval", "predict", "export", "describe")
+MODES = ("train", "eval", "train_and_eval", "predict", "export", "describe", "selftest")
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _MODE = flags.DEFINE_enum("mode", "train_and_eval", MODES, "What to do.")
@@ -30,6 +30,10 @@ def main(argv: Sequence[str]) -> None:
     """
     if len(argv) > 1:
         raise UserError(f"unexpected arguments {list(argv[1:])}: flags only, see --help.")
+    if _MODE.value == "selftest":
+        from atss_jax.run.selftest import report
+
+        sys.exit(0 if report.selftest() else 1)
     if "config" not in flags.FLAGS:
         raise UserError("--config is missing, as in --config=configs/quickstart.py.")
     recipe = recipe_io.recipe_from_mapping(flags.FLAGS.config.to_dict())
