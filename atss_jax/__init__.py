@@ -11,11 +11,14 @@ The map, in the order in which the data flows:
 - `runtime/`: devices, compiled programs, checkpoints, metric files. `drawing/`: pictures, curves.
 - `run/`: the recipe as a whole and every mode of the command line, `main`.
 
-The names below are imported when they are first used, so `import atss_jax` costs nothing.
+The names below are imported when they are first used, so `import atss_jax` costs nothing. It only
+sets an XLA switch where the installed jaxlib is known to compute wrong (`runtime.xla_flags`).
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from atss_jax.runtime.xla_flags import avoid_known_miscompilations
 
 if TYPE_CHECKING:
     from atss_jax.assigners import (
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from atss_jax.structures import Assignment, Detections, GroundTruth
 
 __version__ = "0.2.0"
+
+avoid_known_miscompilations()  # here, so that scripts and users' own programs have it too
 
 _MODULES = {
     "AnchorGrid": "geometry.anchors",

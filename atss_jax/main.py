@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from atss_jax.errors import UserError
 from atss_jax.run import recipe_files, recipe_io
 
-MODES = ("train", "eval", "train_and_eval", "predict", "export", "describe")
+MODES = ("train", "eval", "train_and_eval", "predict", "export", "describe", "selftest")
 READING_MODES = ("eval", "predict", "export")
 """Modes that read a checkpoint."""
 
@@ -37,6 +37,10 @@ def main(argv: Sequence[str]) -> None:
     """
     if len(argv) > 1:
         raise UserError(f"unexpected arguments {list(argv[1:])}: flags only, see --help.")
+    if _MODE.value == "selftest":
+        from atss_jax.run.selftest import report
+
+        sys.exit(0 if report.selftest() else 1)
     if "config" not in flags.FLAGS:
         raise UserError(_no_config_message(_WORKDIR.value))
     recipe = recipe_io.recipe_from_mapping(flags.FLAGS.config.to_dict())

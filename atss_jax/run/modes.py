@@ -1,5 +1,6 @@
 """Runs one mode of the command line, and turns outcomes into exit codes."""
 
+import logging
 import os
 import sys
 import traceback
@@ -10,6 +11,7 @@ from etils import epath
 from atss_jax.errors import UserError
 from atss_jax.run import describe, export, predict, step_log, train, validation
 from atss_jax.run.recipe import Recipe
+from atss_jax.runtime import xla_flags
 from atss_jax.runtime.metric_writer import configure_logging
 
 
@@ -23,6 +25,8 @@ def run(mode: str, config: Recipe, workdir: str, checkpoint: str = "last") -> in
       checkpoint: what eval, predict and export read: "last", "best" or a step.
     """
     configure_logging()
+    if note := xla_flags.note():
+        logging.warning(note)
     if mode == "describe":
         print(describe.describe(config, epath.Path(workdir) if workdir else None))
         return 0
