@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from atss_jax.geometry.anchors import AnchorGrid
     from atss_jax.run.detector import Detector
+    from atss_jax.run.result import Result
     from atss_jax.structures import Assignment, Detections, GroundTruth
 
 __version__ = "0.2.0"
@@ -36,6 +37,7 @@ _MODULES = {
     "Detections": "structures",
     "Detector": "run.detector",
     "GroundTruth": "structures",
+    "Result": "run.result",
     "assign_atss": "assigners",
     "assign_max_iou": "assigners",
     "assign_spatial_scale": "assigners",
@@ -49,6 +51,7 @@ __all__ = [
     "Detections",
     "Detector",
     "GroundTruth",
+    "Result",
     "assign_atss",
     "assign_max_iou",
     "assign_spatial_scale",
