@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from atss_jax.geometry.anchors import AnchorGrid
     from atss_jax.run.detector import Detector
+    from atss_jax.run.result import Result
     from atss_jax.structures import Assignment, Detections, GroundTruth
 
 __version__ = "0.2.0"
@@ -41,6 +42,7 @@ _MODULES = {
     "Detections": "structures",
     "Detector": "run.detector",
     "GroundTruth": "structures",
+    "Result": "run.result",
     "assign_atss": "assigners",
     "assign_max_iou": "assigners",
     "assign_spatial_scale": "assigners",
@@ -54,6 +56,7 @@ __all__ = [
     "Detections",
     "Detector",
     "GroundTruth",
+    "Result",
     "assign_atss",
     "assign_max_iou",
     "assign_spatial_scale",
