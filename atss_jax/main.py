@@ -95,10 +95,14 @@ def _unknown_flag_message(name: str, known: Collection[str]) -> str:
     return f"--{name}: no such flag. Did you mean --{near[0]}?"
 
 
-def run_from_command_line() -> None:
-    """Entry point: errors of the user are one line and exit code 2, not a traceback."""
+def run_from_command_line(argv: Sequence[str] | None = None) -> None:
+    """Entry point: errors of the user are one line and exit code 2, not a traceback.
+
+    Args:
+      argv: flags, None for those of the process.
+    """
     try:
-        name, arguments = split_config(sys.argv[1:])
+        name, arguments = split_config(sys.argv[1:] if argv is None else argv)
         error = check_flag_names(arguments)
         if error:
             raise UserError(error)

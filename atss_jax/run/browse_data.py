@@ -1,6 +1,6 @@
 r"""A contact sheet of augmented training batches, as the network sees them.
 
-    python scripts/browse_data.py --annotations=... --images=... --out=sheet.png \
+    atss browse --annotations=... --images=... --out=sheet.png \
       --buckets=256x320,320x256 --short_sides=200-240 --max_long_side=320 \
       --augmentations "flip(0.5)" "color_jitter(0.2)"
 
@@ -9,7 +9,7 @@ the image above. Prepared sets are read with --data_dir, --name and --split inst
 """
 
 import argparse
-import sys
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -20,6 +20,7 @@ from atss_jax.data.coco import load_coco
 from atss_jax.data.dataset import EXIF_POLICIES, ON_ERROR, DetectionDataset
 from atss_jax.data.tfds_builders import load_tfds
 from atss_jax.drawing import visualize
+from atss_jax.errors import UserError
 from atss_jax.structures import Batch
 
 DEFAULT_BUCKETS = "800x1088,800x1216,800x1344,1088x800,1216x800,1344x800"
@@ -47,7 +48,7 @@ def load(args: argparse.Namespace) -> DetectionDataset:
     if args.data_dir:
         return load_tfds(args.name, args.split, args.data_dir, **checks)
     if not (args.annotations and args.images):
-        raise ValueError("give --annotations and --images, or --data_dir, --name and --split.")
+        raise UserError("give --annotations and --images, or --data_dir, --name and --split.")
     return load_coco(args.annotations, args.images, name=args.name, **checks)
 
 
@@ -82,10 +83,12 @@ def draw_row(dataset: DetectionDataset, batch: Batch, row: int, width: int) -> n
     return visualize.with_title(tile, about)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="atss browse",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_source_arguments(parser)
     parser.add_argument("--out", default="batches.png", help="picture to write")
@@ -100,12 +103,12 @@ def parse_args() -> argparse.Namespace:
         "--augmentations", nargs="*", default=("flip(0.5)",), help='as in "flip(0.5)" "mosaic(1)"'
     )
     parser.add_argument("--tile_width", type=int, default=360)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
-    """Draws the sheet."""
-    args = parse_args()
+def main(arguments: Sequence[str]) -> int:
+    """Draws the sheet; returns the exit code."""
+    args = parse_args(arguments)
     dataset = load(args)
     plan = BatchPlan(
         dataset.sizes,
@@ -122,10 +125,4 @@ def main() -> None:
         tiles += [draw_row(dataset, batch, row, args.tile_width) for row in range(args.batch_size)]
     visualize.save_image(args.out, visualize.contact_sheet(tiles, columns=args.batch_size))
     print(f"{args.batches} batches of {args.batch_size} images drawn in {args.out}")
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    return 0
