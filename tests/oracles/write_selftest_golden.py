@@ -15,7 +15,7 @@ def main() -> None:
     groups, _ = network.run_step(np.float64)
     assert all(x.dtype == np.float64 for x in groups["outputs"] + groups["gradients"])
     rows = {name: network.sample(arrays) for name, arrays in groups.items()}
-    np.savez_compressed(sys.argv[1], **{k: v.astype(np.float32) for k, v in rows.items()})
+    np.savez_compressed(sys.argv[1], **{k: v.astype(np.float32) for k, v in rows.items()})  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
