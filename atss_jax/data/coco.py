@@ -23,6 +23,7 @@ from atss_jax.data.decoding import MAX_PIXELS
 from atss_jax.data.file_names import name_of_url
 from atss_jax.data.identifiers import is_id, shown, sort_key, to_int64
 from atss_jax.data.image_files import FilePolicy, FolderSource, ListedImage, check_files
+from atss_jax.errors import MissingFileError, UserError
 
 FULL_DECODE_LIMIT = 2000
 """Sets of at most this many images are decoded whole before training, as are all sets under
@@ -70,14 +71,14 @@ def load_coco(
     content = _read_json(annotations, without_annotations)
     category_ids, names = _read_categories(content["categories"], annotations)
     if class_names is not None and names != tuple(class_names):
-        raise ValueError(
+        raise UserError(
             f"{annotations}: categories {names} differ from the expected {tuple(class_names)}. "
             "Training and validation files need the same categories."
         )
     if not epath.Path(images).is_dir():
-        raise FileNotFoundError(f"image folder {images!r} does not exist. Check the path.")
+        raise MissingFileError(f"image folder {images!r} does not exist. Check the path.")
     if not content["images"]:
-        raise ValueError(f"{annotations}: no image is listed. Check that it is the right file.")
+        raise UserError(f"{annotations}: no image is listed. Check that it is the right file.")
     health = Health(num_images=len(content["images"]), num_annotations=len(content["annotations"]))
     listed, every_image_id = _read_images(content["images"], health)
     decode_all = on_error == "skip" or len(listed) <= FULL_DECODE_LIMIT
@@ -94,7 +95,7 @@ def load_coco(
     columns = read_annotations(content["annotations"], known, inside_categories.inside, health)
     health.settle(annotations, on_error, max_bad_fraction)
     if not kept:
-        raise ValueError(f"{annotations}: no image is left ({health.summary()}).")
+        raise UserError(f"{annotations}: no image is left ({health.summary()}).")
     _check_units(columns.xywh, annotations)
     image_ids = to_int64([image.id for image in kept])
     dataset = DetectionDataset(
@@ -122,22 +123,22 @@ def _read_json(path: str, without_annotations: bool) -> dict[str, Any]:
     try:
         text = epath.Path(path).read_bytes().decode("utf-8-sig")  # a byte order mark is fine
     except (FileNotFoundError, IsADirectoryError):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"annotation file {path!r} does not exist. Check the path."
         ) from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a JSON text file ({error}).") from None
+        raise UserError(f"{path}: not a JSON text file ({error}).") from None
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: malformed JSON ({error}). Is the file complete?") from None
+        raise UserError(f"{path}: malformed JSON ({error}). Is the file complete?") from None
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
-        raise ValueError(f"{path}: not an annotation file ({error}).") from None
+        raise UserError(f"{path}: not an annotation file ({error}).") from None
     if without_annotations and isinstance(content, dict):
         content.setdefault("annotations", [])
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise ValueError(
+            raise UserError(
                 f'{path}: no list "{key}" at the top. A COCO detection file has "images", '
                 '"annotations" and "categories". To get detections of images without annotations: '
                 "--mode=eval --config.eval.format_only=True."
@@ -153,21 +154,21 @@ def _read_categories(entries: list, path: str) -> tuple[tuple[int | str, ...], t
         fields = entry if isinstance(entry, dict) else {}
         id_, name = fields.get("id"), fields.get("name")
         if not is_id(id_) or not isinstance(name, str):
-            raise ValueError(
+            raise UserError(
                 f"{path}: category {shown(entry)} needs an id (an integer or text) and a name."
             )
         if id_ in names:
-            raise ValueError(
+            raise UserError(
                 f"{path}: category id {shown(id_)} appears twice ({names[id_]!r}, {name!r})."
             )
         if name in id_of:
-            raise ValueError(
+            raise UserError(
                 f"{path}: categories {shown(id_of[name])} and {shown(id_)} are both named "
                 f"{name!r}. Give each its own name, or merge them."
             )
         names[id_], id_of[name] = name, id_
     if not names:
-        raise ValueError(f"{path}: no categories. List at least one.")
+        raise UserError(f"{path}: no categories. List at least one.")
     ids = tuple(sorted(names, key=sort_key))
     return ids, tuple(names[i] for i in ids)
 
@@ -179,7 +180,7 @@ def _check_units(xywh: np.ndarray, path: str) -> None:
       ValueError: no box reaches further than a pixel.
     """
     if len(xywh) and (xywh[:, :2] + xywh[:, 2:] <= 1).all():
-        raise ValueError(
+        raise UserError(
             f"{path}: every bbox lies within 0..1, as if relative to its image. COCO's are px "
             "(x, y, width, height): multiply them by the image's sides."
         )

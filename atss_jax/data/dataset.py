@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from atss_jax.data.decoding import MAX_PIXELS
+from atss_jax.errors import UserError
 
 EXIF_POLICIES = ("ignore", "apply", "error")
 ON_ERROR = ("strict", "skip")
@@ -98,7 +99,7 @@ class Health:
         counts = ", ".join(f"{kind}: {n}" for kind, n in sorted(self.bad.items()))
         shown = "\n  ".join(finding.message for finding in self.bad_examples[:10])
         if on_error == "strict":
-            raise ValueError(
+            raise UserError(
                 f"{name}: bad records ({counts}).\n  {shown}\nFix them, or drop them with "
                 'data.on_error="skip".'
             )
@@ -107,7 +108,7 @@ class Health:
             ("annotations", self.bad_annotations, self.num_annotations),
         ):
             if bad > max_bad_fraction * total:
-                raise ValueError(
+                raise UserError(
                     f"{name}: {bad} of {total} {what} are bad ({counts}), more than "
                     f"data.max_bad_fraction={max_bad_fraction}.\n  {shown}\nFix the data, or "
                     "raise data.max_bad_fraction."
@@ -305,8 +306,8 @@ def check_policies(on_error: str, exif: str, max_bad_fraction: float) -> None:
       ValueError: with the allowed values.
     """
     if on_error not in ON_ERROR:
-        raise ValueError(f"data.on_error={on_error!r}: use one of {', '.join(ON_ERROR)}.")
+        raise UserError(f"data.on_error={on_error!r}: use one of {', '.join(ON_ERROR)}.")
     if exif not in EXIF_POLICIES:
-        raise ValueError(f"data.exif={exif!r}: use one of {', '.join(EXIF_POLICIES)}.")
+        raise UserError(f"data.exif={exif!r}: use one of {', '.join(EXIF_POLICIES)}.")
     if not 0 <= max_bad_fraction <= 1:
-        raise ValueError(f"data.max_bad_fraction={max_bad_fraction}: it lies in [0, 1].")
+        raise UserError(f"data.max_bad_fraction={max_bad_fraction}: it lies in [0, 1].")

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from atss_jax.data import coco
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
+from atss_jax.errors import UserError
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import parallel
 
@@ -33,7 +34,7 @@ def load_dataset(config: Recipe, split: str) -> DetectionDataset:
         images = getattr(data, f"{split}_images")
         for field, value in (("annotations", annotations), ("images", images)):
             if not value:
-                raise ValueError(
+                raise UserError(
                     f"config.data.{split}_{field} is empty. Give the path with "
                     f"--config.data.{split}_{field}=..."
                 )
@@ -51,7 +52,7 @@ def load_dataset(config: Recipe, split: str) -> DetectionDataset:
         return tfds_builders.load_tfds(
             data.name, getattr(data, f"{split}_split"), data.data_dir, **checks
         )
-    raise ValueError(
+    raise UserError(
         f'config.data.source={data.source!r}: use "coco_json", "tfds" or "array_record".'
     )
 

@@ -21,6 +21,7 @@ from etils import epath
 from atss_jax.data import images
 from atss_jax.data.any_image import read_image
 from atss_jax.data.batch_plan import choose_bucket
+from atss_jax.errors import UserError
 from atss_jax.evaluation import passes
 from atss_jax.evaluation.coco_results import with_min_score
 from atss_jax.models import pretrained
@@ -105,7 +106,7 @@ class Detector:
                     batch_size=batch_size,
                 )
             if config is None or class_names is None:
-                raise ValueError(f"{path}: give both config=... and class_names=..., or neither.")
+                raise UserError(f"{path}: give both config=... and class_names=..., or neither.")
             model = _network(config, class_names)
             start = jax.jit(
                 lambda: init_variables(model, config.data.buckets[0], config.run.seed)

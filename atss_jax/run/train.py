@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import sys
 import time
 from typing import Any
 
@@ -31,7 +32,7 @@ from atss_jax.run import (
 from atss_jax.run.recipe import Recipe
 from atss_jax.run.step_log import NonFiniteError, StepLog
 from atss_jax.run.stop_signal import Preempted, StopSignal
-from atss_jax.run.training_setup import Setup, initial_state, set_up
+from atss_jax.run.training_setup import Setup, initial_state, schedule_change, set_up
 from atss_jax.runtime import checkpoint_record, compiled, parallel
 from atss_jax.runtime.checkpoint import Checkpointer
 from atss_jax.runtime.metric_writer import MetricWriter, Progress, read_rows
@@ -77,9 +78,13 @@ def _train(
     setup = set_up(config)
     stop.check()
     names, ids = setup.train_set.class_names, setup.train_set.category_ids
-    workdir_files.check_workdir(config, workdir, training=True)
+    changes = workdir_files.check_workdir(config, workdir, training=True)
     workdir_files.check_classes(workdir, names, ids)
     train_data.check(workdir, setup.train_set)
+    if changes and workdir_files.has_checkpoints(workdir) and jax.process_index() == 0:
+        old, done = workdir_files.read_config(workdir), workdir_files.checkpoint_steps(workdir)[-1]
+        if text := schedule_change(old, config, setup, done):
+            print(text, file=sys.stderr)
     val = None
     if with_evaluation:
         dataset = build.load_dataset(config, "val")
@@ -94,7 +99,7 @@ def _train(
     common = dataclasses.replace(config, run=dataclasses.replace(config.run, process_id=0))
     parallel.assert_same_everywhere(recipe_io.recipe_to_json(common), "the configuration")
     parallel.assert_same_everywhere(setup.plan.fingerprint(), "the data plan")
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir_files.make_folder(workdir, "--workdir")
     with workdir_lock.hold(workdir):
         return _run_in(config, workdir, setup, val, state, stop)
 

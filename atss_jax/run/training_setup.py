@@ -1,5 +1,6 @@
 """Everything of a training run that does not change, built once from the recipe."""
 
+import sys
 from typing import NamedTuple
 
 import jax
@@ -69,11 +70,35 @@ def initial_state(config: Recipe, setup: Setup) -> TrainState:
     model = setup.settings.model
     variables = jax.jit(lambda: init_variables(model, config.data.buckets[0], config.run.seed))()
     if config.model.init_from:
-        from atss_jax.models import pretrained  # readers of weight files, only where needed
+        from atss_jax.run import start_weights  # readers of weight files, only where needed
 
-        variables = pretrained.load_into(config.model.init_from, jax.device_get(variables))
+        names = setup.train_set.class_names
+        variables, text = start_weights.load(config, jax.device_get(variables), names)
+        if jax.process_index() == 0:
+            print(text, file=sys.stderr)
     state = jax.jit(
         lambda v: train_step.init_state(setup.settings, v), out_shardings=setup.shardings
     )(variables)
     compiled.return_freed_memory()
     return state
+
+
+def schedule_change(old: Recipe, config: Recipe, setup: Setup, done: int) -> str | None:
+    """What a longer run does to the learning rate; None where the length is the same.
+
+    Args:
+      old: the recipe of the run so far.
+      config: the recipe given now.
+      setup: of the recipe given now.
+      done: updates that the run has behind it.
+    """
+    before = optim.num_steps(old.optim, setup.plan.steps_per_epoch)
+    if before == setup.num_steps:
+        return None
+    schedule = optim.make_schedule(old.optim, old.data.global_batch, before)
+    rates = (float(schedule(max(done - 1, 0))), float(setup.settings.schedule(done)))
+    return (
+        f"{setup.num_steps} steps instead of {before}: the schedule is that of the longer run from "
+        f"its beginning, so after step {done} the learning rate goes from {rates[0]:.3g} to "
+        f"{rates[1]:.3g}"
+    )
