@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from atss_jax.errors import UserError
 from atss_jax.run import recipe_files, recipe_io
 
-MODES = ("train", "eval", "train_and_eval", "predict", "export", "describe")
+MODES = ("train", "eval", "train_and_eval", "predict", "export", "describe", "selftest")
 READING_MODES = ("eval", "predict", "export")
 """Modes that read a checkpoint."""
 
@@ -37,6 +37,10 @@ def main(argv: Sequence[str]) -> None:
     """
     if len(argv) > 1:
         raise UserError(f"unexpected arguments {list(argv[1:])}: flags only, see --help.")
+    if _MODE.value == "selftest":
+        from atss_jax.run.selftest import report
+
+        sys.exit(0 if report.selftest() else 1)
     if "config" not in flags.FLAGS:
         raise UserError(_no_config_message(_WORKDIR.value))
     recipe = recipe_io.recipe_from_mapping(flags.FLAGS.config.to_dict())
@@ -113,6 +117,17 @@ def _unknown_flag_message(name: str, known: Collection[str]) -> str:
     return f"--{name}: no such flag. Did you mean --{near[0]}?"
 
 
+def numbers_for_auto(argv: Sequence[str]) -> list[str]:
+    """Flags with "auto" replaced by the number that stands for it.
+
+    >>> numbers_for_auto(["--config.data.image_size=auto", "--mode=eval"])
+    ['--config.data.image_size=0', '--mode=eval']
+    """
+    flags = [f"--config.{name}=auto" for name in recipe_io.AUTO_FIELDS]
+    numbers = [f"--config.{name}={value}" for name, value in recipe_io.AUTO_FIELDS.items()]
+    return [numbers[flags.index(a)] if a in flags else a for a in argv]
+
+
 def run_from_command_line(argv: Sequence[str] | None = None) -> None:
     """Entry point: a `UserError` is one line and exit code 2; all others keep their traceback.
 
@@ -125,6 +140,7 @@ def run_from_command_line(argv: Sequence[str] | None = None) -> None:
         error = check_flag_names(arguments)
         if error:
             raise UserError(error)
+        arguments = numbers_for_auto(arguments)
         config = _find_config(name, arguments)
         if config is not None:
             config_flags.DEFINE_config_dict("config", config, sys_argv=[sys.argv[0], *arguments])

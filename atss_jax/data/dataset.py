@@ -16,8 +16,6 @@ from jaxtyping import Bool, Float, Int
 from atss_jax.data.decoding import MAX_PIXELS
 from atss_jax.errors import UserError
 
-EXIF_POLICIES = ("ignore", "apply", "error")
-ON_ERROR = ("strict", "skip")
 MAX_EXAMPLES = 50
 """Messages kept per kind of oddity; the counts are complete."""
 MIN_OBJECT_SIDE = 1.0
@@ -297,17 +295,3 @@ def training_boxes(
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     limits = np.tile(sizes[:, ::-1], 2)
     return np.clip(corners, 0, limits).astype(np.float32)
-
-
-def check_policies(on_error: str, exif: str, max_bad_fraction: float) -> None:
-    """Rejects unknown policies.
-
-    Raises:
-      ValueError: with the allowed values.
-    """
-    if on_error not in ON_ERROR:
-        raise UserError(f"data.on_error={on_error!r}: use one of {', '.join(ON_ERROR)}.")
-    if exif not in EXIF_POLICIES:
-        raise UserError(f"data.exif={exif!r}: use one of {', '.join(EXIF_POLICIES)}.")
-    if not 0 <= max_bad_fraction <= 1:
-        raise UserError(f"data.max_bad_fraction={max_bad_fraction}: it lies in [0, 1].")

@@ -2,8 +2,9 @@
 
     from atss_jax.run.detector import Detector
     detector = Detector.load("workdirs/mine")
-    found = detector("photo.jpg")            # found.boxes, found.scores, found.labels
-    several = detector(["a.jpg", pil_image, array], threshold=0.3)
+    found = detector("photo.jpg", threshold=0.3)    # found.boxes, found.scores, found.labels
+    found.save("drawing.jpg")
+    several = detector(["a.jpg", "https://...", pil_image, array])
 
 Coordinates are px of the upright original, whatever size the network sees. One device.
 """
@@ -19,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from atss_jax.data import images
-from atss_jax.data.any_image import read_image
+from atss_jax.data.any_image import is_url, read_image
 from atss_jax.data.batch_plan import choose_bucket
 from atss_jax.errors import UserError
 from atss_jax.evaluation import passes
@@ -28,6 +29,7 @@ from atss_jax.models import pretrained
 from atss_jax.models.detector import DetectorNetwork, init_variables
 from atss_jax.run import build, classes, predict_steps, recipe_io, validation, workdir_files
 from atss_jax.run.recipe import Recipe
+from atss_jax.run.result import Result
 from atss_jax.runtime.parallel import AXIS
 from atss_jax.structures import Detections
 
@@ -135,32 +137,70 @@ class Detector:
         return dict(enumerate(self.class_names))
 
     @overload
-    def __call__(self, image: list | tuple, *, threshold: float = 0.0) -> list[Detections]: ...
+    def __call__(
+        self, image: list | tuple, *, threshold: float = 0.0, channel_order: str = "rgb"
+    ) -> list[Result]: ...
 
     @overload
-    def __call__(self, image: Any, *, threshold: float = 0.0) -> Detections: ...
+    def __call__(
+        self, image: Any, *, threshold: float = 0.0, channel_order: str = "rgb"
+    ) -> Result: ...
 
-    def __call__(self, image: Any, *, threshold: float = 0.0) -> Detections | list[Detections]:
-        """Detections of one image, or of each in a list: only the found ones, best first.
+    def __call__(
+        self, image: Any, *, threshold: float = 0.0, channel_order: str = "rgb"
+    ) -> Result | list[Result]:
+        """What is on an image, or on each of a list.
 
         Args:
-          image: a path, bytes or a binary file of an encoded image, a PIL image, a NumPy or JAX
-            array (uint8 RGB [h, w, 3]), or a list or tuple of these.
+          image: a path, an http(s) address, bytes or a binary file of an encoded image, a PIL
+            image, a NumPy or JAX array (uint8 RGB [h, w, 3]), or a list or tuple of these.
           threshold: lowest score returned. The recipe's `eval.score_threshold` comes first.
+          channel_order: "bgr" for arrays of OpenCV. Nothing in the pixels tells the orders apart,
+            so a wrong one lowers scores without an error.
 
         Returns:
-          Detections [n] in px of the upright image; a list of them for a list.
+          A `Result` in px of the upright image; a list of them for a list.
 
         Raises:
-          ValueError: an image does not decode, or is another array.
+          ValueError: an image does not decode, or is another array; a threshold outside [0, 1].
           TypeError: something else was given.
         """
+        if not 0 <= threshold <= 1:
+            raise UserError(f"threshold={threshold}: give a score between 0 and 1.")
         several = isinstance(image, list | tuple)
-        found = [
-            with_min_score(one, threshold)
-            for one in self.detect(map(read_image, image if several else [image]))
+        waiting: collections.deque[tuple[Any, np.ndarray | None, tuple[int, int]]]
+        waiting = collections.deque()
+
+        def read() -> Iterator[np.ndarray]:
+            for one in image if several else [image]:
+                pixels = read_image(one, channel_order=channel_order)
+                # pixels of a long list of paths are not kept for drawings that nobody asks for
+                is_path = isinstance(one, str | os.PathLike) and not is_url(one)
+                waiting.append((one, None if is_path else pixels, pixels.shape[:2]))
+                yield pixels
+
+        results = [
+            self._result(found, threshold, *waiting.popleft()) for found in self.detect(read())
         ]
-        return found if several else found[0]
+        return results if several else results[0]
+
+    def _result(
+        self,
+        found: Detections,
+        threshold: float,
+        image: Any,
+        pixels: np.ndarray | None,
+        size: tuple[int, int],
+    ) -> Result:
+        """Of one image; without pixels, its path is read again for a drawing."""
+        return Result(
+            with_min_score(found, threshold),
+            self.class_names,
+            self.category_ids,
+            image_size=size,
+            read=(lambda: read_image(image)) if pixels is None else (lambda: pixels),
+            source=os.fspath(image) if isinstance(image, str | os.PathLike) else "",
+        )
 
     def detect(self, pictures: Iterable[np.ndarray]) -> Iterator[Detections]:
         """Detections of each image, in order, while the device works on the next ones.

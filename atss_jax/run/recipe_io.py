@@ -3,7 +3,9 @@
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 from atss_jax.config import ConfigGroup, field_infos
@@ -66,6 +68,10 @@ WITHOUT_FIELD = {
     "work_dir": _WORKDIR,
 }
 """Names that other trainers use for what needs no field here -> how it is done."""
+
+
+AUTO_FIELDS = {"data.image_size": 0, "data.global_batch": 0, "data.max_boxes": 0}
+"""Fields that "auto" may be given for -> the number that it is."""
 
 
 def field_names() -> list[str]:
@@ -197,3 +203,19 @@ def _short(value: Any) -> str:
     """A value for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def default_workdir(source: str) -> Path:
+    """Where a run goes that names no folder.
+
+    Args:
+      source: a folder of data, or a recipe.
+
+    >>> default_workdir("/data/photos/"), default_workdir("configs/ablations.py:k=15,dcn")
+    (PosixPath('workdirs/photos'), PosixPath('workdirs/ablations-k_15-dcn'))
+    """
+    name = re.sub(r"\.py(?=$|:)", "", source.rstrip("/").split("/")[-1])
+    if name in ("", ".", ".."):
+        name = Path(source).resolve().name
+    name = re.sub(r"[^\w.-]+", "-", name.replace("=", "_")).strip("-")
+    return Path("workdirs") / (name or "run")

@@ -4,6 +4,7 @@ Layers go by their names, the rows of the classification layer by the names of t
 taken, what was resized and what was left out is said.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -84,15 +85,16 @@ def _read(name: str) -> Source:
         detector = Detector.load(folder)
         flat = pretrained.flatten(jax.device_get(detector.variables))
         return Source(dict(flat), detector.class_names, detector.config)
-    if name.endswith(".safetensors"):
+    path = os.fspath(pretrained.local_path(name))  # a name of the hub is fetched
+    if path.endswith(".safetensors"):
         try:
-            saved = pretrained.load_detector(name)
+            saved = pretrained.load_detector(path)
         except UserError:
             pass  # not of this package, or unreadable: the reader of any file says which
         else:
             flat = pretrained.flatten(saved.variables)
             return Source(dict(flat), saved.class_names, None)
-    return Source(dict(pretrained.read_arrays(name)), None, None)
+    return Source(dict(pretrained.read_arrays(path)), None, None)
 
 
 def _match_classes(

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import sys
 import time
 from typing import Any
 
@@ -19,6 +18,7 @@ from etils import epath
 
 from atss_jax.data import loader
 from atss_jax.run import (
+    auto_fields,
     build,
     classes,
     evaluation_folder,
@@ -32,7 +32,7 @@ from atss_jax.run import (
 from atss_jax.run.recipe import Recipe
 from atss_jax.run.step_log import NonFiniteError, StepLog
 from atss_jax.run.stop_signal import Preempted, StopSignal
-from atss_jax.run.training_setup import Setup, initial_state, schedule_change, set_up
+from atss_jax.run.training_setup import Setup, initial_state, print_schedule_change, set_up
 from atss_jax.runtime import checkpoint_record, compiled, parallel
 from atss_jax.runtime.checkpoint import Checkpointer
 from atss_jax.runtime.metric_writer import MetricWriter, Progress, read_rows
@@ -75,22 +75,21 @@ def _train(
 ) -> dict[str, Any]:
     """Everything that may fail on a user's mistake first; only then is the workdir touched."""
     checkpoint_record.check_folder_name(workdir)
+    if auto_fields.is_automatic(config):
+        config = _in_numbers(config, with_evaluation)
     setup = set_up(config)
     stop.check()
     names, ids = setup.train_set.class_names, setup.train_set.category_ids
-    changes = workdir_files.check_workdir(config, workdir, training=True)
+    workdir_files.check_workdir(config, workdir, training=True)
     workdir_files.check_classes(workdir, names, ids)
     train_data.check(workdir, setup.train_set)
-    if changes and workdir_files.has_checkpoints(workdir) and jax.process_index() == 0:
-        old, done = workdir_files.read_config(workdir), workdir_files.checkpoint_steps(workdir)[-1]
-        if text := schedule_change(old, config, setup, done):
-            print(text, file=sys.stderr)
+    print_schedule_change(workdir, config, setup)
     val = None
     if with_evaluation:
         dataset = build.load_dataset(config, "val")
         dataset = classes.in_order_of(dataset, names, setup.train_set.name)
         val = validation.Validation(config, setup.settings.model, setup.mesh, dataset=dataset)
-        loader.eval_batches(dataset, **build.eval_batch_keywords(config)).close()  # sizes, boxes
+        build.eval_batches(config, dataset).close()  # sizes, boxes
     loader.check_overflow(setup.train_set, config.data.max_boxes, config.data.on_overflow)
     stop.check()
     state = None
@@ -102,6 +101,18 @@ def _train(
     workdir_files.make_folder(workdir, "--workdir")
     with workdir_lock.hold(workdir):
         return _run_in(config, workdir, setup, val, state, stop)
+
+
+def _in_numbers(config: Recipe, with_evaluation: bool) -> Recipe:
+    """The recipe with every automatic field chosen; says what was chosen."""
+    build.make_mesh(config)  # joins the job: the devices count
+    train_set = build.load_dataset(config, "train")
+    val_set = build.load_dataset(config, "val") if with_evaluation else None
+    config, lines = auto_fields.resolve(config, train_set, val_set)
+    for line in lines:
+        if jax.process_index() == 0:
+            print(line, flush=True)
+    return config
 
 
 def _run_in(
@@ -200,11 +211,8 @@ class _Loop:
         run, num_steps = self._config.run, self._setup.num_steps
         if self._start < num_steps:
             self._compile(state)
-            self._batches = loader.train_batches(
-                self._setup.train_set,
-                self._setup.plan,
-                start_step=self._start,
-                **build.train_batch_keywords(self._config),
+            self._batches = build.train_batches(
+                self._config, self._setup.train_set, self._setup.plan, self._start
             )
         else:
             self._progress.note(f"all {num_steps} steps are done already")

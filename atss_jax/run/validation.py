@@ -1,5 +1,6 @@
 """Evaluates states of a run on its validation set: during training, and by `--mode=eval`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -70,18 +71,17 @@ class Validation:
     def _batches(self, one_pass: passes.Pass) -> loader.Batches:
         """Every image once, at the size of a pass."""
         data, dataset = self._config.data, self.dataset
-        keywords = build.eval_batch_keywords(self._config)
+        sizes = None
         if one_pass.short_side != data.short_side:
             targets = [
                 images.resized_size((h, w), one_pass.short_side, one_pass.max_long_side)
                 for h, w in dataset.sizes.tolist()
             ]
-            keywords["buckets"] = passes.pass_buckets(
+            buckets = passes.pass_buckets(
                 np.array(targets), data.buckets, one_pass.short_side / data.short_side
             )
-            keywords["short_side"] = one_pass.short_side
-            keywords["max_long_side"] = one_pass.max_long_side
-        return loader.eval_batches(dataset, **keywords)
+            sizes = build.EvalSizes(buckets, one_pass.short_side, one_pass.max_long_side)
+        return build.eval_batches(self._config, dataset, sizes)
 
 
 def restore_variables(
@@ -128,7 +128,10 @@ def evaluate_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "las
     Raises:
       UserError: no run there, no such checkpoint, or data with other classes.
     """
-    workdir_files.open_workdir(config, workdir)
+    changed = {change.name for change in workdir_files.open_workdir(config, workdir)}
+    if config.data.root and changed & {"data.val_annotations", "data.val_images"}:
+        # the files that are named now, not the split that was found below the folder
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=""))
     mesh = build.make_mesh(config)
     dataset = build.load_dataset(config, "val")
     trained = classes.read_classes(workdir)

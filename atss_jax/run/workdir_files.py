@@ -103,8 +103,8 @@ def check_workdir(
     return recipe_changes.changes(old, config)
 
 
-def open_workdir(config: Recipe, workdir: epath.Path) -> None:
-    """Checks a recipe for a mode that reads a run, and prints what differs from the run's.
+def open_workdir(config: Recipe, workdir: epath.Path) -> list[recipe_changes.Change]:
+    """Checks a recipe for a mode that reads a run; prints and returns what differs from the run's.
 
     Raises:
       UserError: as `check_workdir`.
@@ -113,6 +113,7 @@ def open_workdir(config: Recipe, workdir: epath.Path) -> None:
     if jax.process_index() == 0:
         for change in changes:
             print(f"other than in {workdir}: {change}", file=sys.stderr)
+    return changes
 
 
 def check_classes(
