@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from atss_jax.data.decoding import MAX_PIXELS
+from atss_jax.errors import UserError
 
 MAX_EXAMPLES = 50
 """Messages kept per kind of oddity; the counts are complete."""
@@ -96,7 +97,7 @@ class Health:
         counts = ", ".join(f"{kind}: {n}" for kind, n in sorted(self.bad.items()))
         shown = "\n  ".join(finding.message for finding in self.bad_examples[:10])
         if on_error == "strict":
-            raise ValueError(
+            raise UserError(
                 f"{name}: bad records ({counts}).\n  {shown}\nFix them, or drop them with "
                 'data.on_error="skip".'
             )
@@ -105,7 +106,7 @@ class Health:
             ("annotations", self.bad_annotations, self.num_annotations),
         ):
             if bad > max_bad_fraction * total:
-                raise ValueError(
+                raise UserError(
                     f"{name}: {bad} of {total} {what} are bad ({counts}), more than "
                     f"data.max_bad_fraction={max_bad_fraction}.\n  {shown}\nFix the data, or "
                     "raise data.max_bad_fraction."

@@ -32,7 +32,7 @@ from atss_jax.run import (
 from atss_jax.run.recipe import Recipe
 from atss_jax.run.step_log import NonFiniteError, StepLog
 from atss_jax.run.stop_signal import Preempted, StopSignal
-from atss_jax.run.training_setup import Setup, initial_state, set_up
+from atss_jax.run.training_setup import Setup, initial_state, print_schedule_change, set_up
 from atss_jax.runtime import checkpoint_record, compiled, parallel
 from atss_jax.runtime.checkpoint import Checkpointer
 from atss_jax.runtime.metric_writer import MetricWriter, Progress, read_rows
@@ -83,6 +83,7 @@ def _train(
     workdir_files.check_workdir(config, workdir, training=True)
     workdir_files.check_classes(workdir, names, ids)
     train_data.check(workdir, setup.train_set)
+    print_schedule_change(workdir, config, setup)
     val = None
     if with_evaluation:
         dataset = build.load_dataset(config, "val")
@@ -97,7 +98,7 @@ def _train(
     common = dataclasses.replace(config, run=dataclasses.replace(config.run, process_id=0))
     parallel.assert_same_everywhere(recipe_io.recipe_to_json(common), "the configuration")
     parallel.assert_same_everywhere(setup.plan.fingerprint(), "the data plan")
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir_files.make_folder(workdir, "--workdir")
     with workdir_lock.hold(workdir):
         return _run_in(config, workdir, setup, val, state, stop)
 
