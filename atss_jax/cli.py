@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             parser.print_help()
         return 0
-    except (UserError, FileNotFoundError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -14,7 +14,6 @@ from etils import epath
 
 from atss_jax.data.annotation_checks import (
     Known,
-    count_oddities,
     is_finite,
     is_number,
     read_annotations,
@@ -24,6 +23,7 @@ from atss_jax.data.dataset import DetectionDataset, Finding, Health
 from atss_jax.data.file_names import name_of_url
 from atss_jax.data.identifiers import is_id, shown, sort_key, to_int64
 from atss_jax.data.image_files import FilePolicy, FolderSource, ListedImage, check_files
+from atss_jax.data.oddities import count_oddities
 from atss_jax.errors import MissingFileError, UserError
 
 FULL_DECODE_LIMIT = 2000
@@ -123,7 +123,7 @@ def make_dataset(content: Content, *, name: str, config: DataConfig) -> Detectio
     listed, every_image_id = _read_images(content, health)
     decode_all = config.on_error == "skip" or len(listed) <= FULL_DECODE_LIMIT
     policy = FilePolicy(config.exif, decode_all, config.max_pixels, config.allow_outside)
-    kept, sizes, orientations = check_files(listed, content.folder, policy, health)
+    kept, sizes, orientations, digests = check_files(listed, content.folder, policy, health)
     known = Known(
         record_of={image.id: n for n, image in enumerate(kept)},
         names=[image.file_name for image in kept],
@@ -152,6 +152,7 @@ def make_dataset(content: Content, *, name: str, config: DataConfig) -> Detectio
         source=FolderSource(content.folder, [image.file_name for image in kept]),
         health=health,
         max_pixels=config.max_pixels,
+        digests=digests,
         original_image_ids=image_ids.originals,
         original_category_ids=inside_categories.originals,
     )

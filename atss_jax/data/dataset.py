@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt
 
 from atss_jax.data.decoding import MAX_PIXELS
 from atss_jax.errors import UserError
@@ -139,6 +139,7 @@ class DetectionDataset:
       source: the encoded images.
       health: what was found while reading.
       max_pixels: limit of an image's pixels when it is decoded.
+      digests: uint64 of each file's beginning, end and length; None where files were not read.
       original_image_ids: the source's image ids where `image_ids` are not; None otherwise.
       original_category_ids: likewise.
     """
@@ -153,6 +154,7 @@ class DetectionDataset:
     source: ImageSource
     health: Health = dataclasses.field(default_factory=Health)
     max_pixels: int = MAX_PIXELS
+    digests: UInt[np.ndarray, " N"] | None = None
     original_image_ids: tuple[int | str, ...] | None = None
     original_category_ids: tuple[int | str, ...] | None = None
 

@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from atss_jax.data import loader
+from atss_jax.data.plausibility import start_report
 from atss_jax.run import (
     auto_fields,
     build,
@@ -90,6 +91,10 @@ def _train(
         dataset = classes.in_order_of(dataset, names, setup.train_set.name)
         val = validation.Validation(config, setup.settings.model, setup.mesh, dataset=dataset)
         build.eval_batches(config, dataset).close()  # sizes, boxes
+    if jax.process_index() == 0:
+        val_set = None if val is None else val.dataset
+        lines = start_report(setup.train_set, val_set, setup.plan.padding)
+        print("\n".join(lines), flush=True)
     loader.check_overflow(setup.train_set, config.data.max_boxes, config.data.on_overflow)
     stop.check()
     state = None
