@@ -148,7 +148,7 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
     if command == "describe" and folder and (Path(folder) / "config.json").exists():
         workdir, folder = folder, None  # of a run
     if folder is not None:
-        flags.append(f"--config.data.root={folder}")
+        flags += [f"--config.data.root={folder}", *_automatic(flags)]
         config = config or "coco_json"
     if command == "train":
         if config is None:
@@ -169,6 +169,17 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
             )
         flags.append(f"--config.predict.input={given.input[0]}")
     return flags
+
+
+def _automatic(flags: Sequence[str]) -> list[str]:
+    """What follows from the data of a folder, unless it is given."""
+    given = {flag.removeprefix("--config.data.").partition("=")[0] for flag in flags}
+    chosen = []
+    if not given & {"image_size", "short_side", "train_short_sides", "max_long_side", "buckets"}:
+        chosen.append("--config.data.image_size=auto")
+    if "max_boxes" not in given:
+        chosen.append("--config.data.max_boxes=auto")
+    return chosen
 
 
 def default_name(source: str) -> str:

@@ -14,13 +14,13 @@ from atss_jax.errors import UserError
     [
         (
             "train photos",
-            "--mode=train_and_eval --config.data.root=photos --config=coco_json "
-            "--workdir=workdirs/photos",
+            "--mode=train_and_eval --config.data.root=photos --config.data.image_size=auto "
+            "--config.data.max_boxes=auto --config=coco_json --workdir=workdirs/photos",
         ),
         (
-            "train photos --optim.num_epochs=3 --workdir=w",
-            "--mode=train_and_eval --config.optim.num_epochs=3 --config.data.root=photos "
-            "--config=coco_json --workdir=w",
+            "train photos --data.image_size=64 --data.max_boxes=3 --workdir=w",
+            "--mode=train_and_eval --config.data.image_size=64 --config.data.max_boxes=3 "
+            "--config.data.root=photos --config=coco_json --workdir=w",
         ),
         (
             "train --config=quickstart --config.run.seed=2 --norun.fsdp",

@@ -1,6 +1,6 @@
 r"""Health report of a detection set: what is in it, what is odd, what would be dropped.
 
-    atss check --annotations=... --images=... --html=report.html
+    atss check --root=my_data --html=report.html
 
 Reads as training would under data.on_error="skip", decodes every image of a small set (--decode:
 of any), and prints counts, sizes, bucket shares and padding, box sizes and every kind of oddity.
