@@ -147,7 +147,7 @@ def read_image(dataset: DetectionDataset, record: int) -> UInt8[np.ndarray, "h w
     except (ValueError, OSError) as error:
         raise ValueError(
             f"image {dataset.image_ids[record]} ({dataset.file_name(record)}) of {dataset.name}: "
-            f"{error}. Mend or remove it; scripts/check_data.py --decode finds all such files."
+            f"{error}. Fix or remove it; `atss check --decode` finds all such files."
         ) from error
     if image.shape[:2] != tuple(dataset.sizes[record]):
         raise ValueError(

@@ -15,8 +15,6 @@ from jaxtyping import Bool, Float, Int
 
 from atss_jax.data.decoding import MAX_PIXELS
 
-EXIF_POLICIES = ("ignore", "apply", "error")
-ON_ERROR = ("strict", "skip")
 MAX_EXAMPLES = 50
 """Messages kept per kind of oddity; the counts are complete."""
 MIN_OBJECT_SIDE = 1.0
@@ -134,7 +132,8 @@ class DetectionDataset:
       sizes: (h, w) px as the network sees them, after the EXIF policy.
       orientations: EXIF orientation to undo when decoding; 1 where pixels are taken as stored.
       class_names: by dense label.
-      category_ids: category id by dense label, ascending; likewise.
+      category_ids: category id by dense label; likewise. Ascending as read, in another order where
+        a network has another.
       annotations: everything that evaluation needs.
       source: the encoded images.
       health: what was found while reading.
@@ -161,7 +160,8 @@ class DetectionDataset:
         a = self.annotations
         boxes = training_boxes(a.xywh, self.sizes[a.record])
         keep = ~a.is_crowd & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        labels = np.searchsorted(np.array(self.category_ids), a.category_id).astype(np.int32)
+        by_id = np.argsort(self.category_ids)
+        labels = by_id[np.searchsorted(np.sort(self.category_ids), a.category_id)].astype(np.int32)
         offsets = np.searchsorted(a.record[keep], np.arange(len(self.image_ids) + 1))
         is_object = (a.xywh[keep, 2:] > MIN_OBJECT_SIDE).all(axis=1)
         has_objects = np.zeros(len(self.image_ids), bool)
@@ -294,17 +294,3 @@ def training_boxes(
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     limits = np.tile(sizes[:, ::-1], 2)
     return np.clip(corners, 0, limits).astype(np.float32)
-
-
-def check_policies(on_error: str, exif: str, max_bad_fraction: float) -> None:
-    """Rejects unknown policies.
-
-    Raises:
-      ValueError: with the allowed values.
-    """
-    if on_error not in ON_ERROR:
-        raise ValueError(f"data.on_error={on_error!r}: use one of {', '.join(ON_ERROR)}.")
-    if exif not in EXIF_POLICIES:
-        raise ValueError(f"data.exif={exif!r}: use one of {', '.join(EXIF_POLICIES)}.")
-    if not 0 <= max_bad_fraction <= 1:
-        raise ValueError(f"data.max_bad_fraction={max_bad_fraction}: it lies in [0, 1].")

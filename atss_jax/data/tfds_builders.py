@@ -18,8 +18,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from atss_jax.data import synthetic
+from atss_jax.data.config import DataConfig
 from atss_jax.data.dataset import DetectionDataset
-from atss_jax.data.decoding import MAX_PIXELS
 from atss_jax.data.records import find_builder_dir, load_records, record_features
 
 RECORDS_VERSION = "1.0.0"
@@ -91,11 +91,7 @@ def load_tfds(
     name: str,
     split: str,
     data_dir: str,
-    *,
-    on_error: str = "strict",
-    max_bad_fraction: float = 0.01,
-    exif: str = "ignore",
-    max_pixels: int = MAX_PIXELS,
+    config: DataConfig | None = None,
 ) -> DetectionDataset:
     """Opens a set below a data folder; `shapes` are built there on their first use (seconds).
 
@@ -104,10 +100,7 @@ def load_tfds(
         "coco/2017" for the stock set of `tensorflow_datasets` prepared as ArrayRecord.
       split: as in `tensorflow_datasets`.
       data_dir: folder that holds prepared sets.
-      on_error: as in `records.load_records`, with the following three.
-      max_bad_fraction: see `on_error`.
-      exif: see `on_error`.
-      max_pixels: see `on_error`.
+      config: as in `records.load_records`.
 
     Raises:
       FileNotFoundError: no such set there.
@@ -121,15 +114,7 @@ def load_tfds(
             f"no prepared set {name!r} below data_dir={data_dir!r}. Prepare it with "
             f"scripts/prepare_coco.py, or use one that is built here: {', '.join(BUILDERS)}."
         )
-    return load_records(
-        builder_dir,
-        split,
-        name=name,
-        on_error=on_error,
-        max_bad_fraction=max_bad_fraction,
-        exif=exif,
-        max_pixels=max_pixels,
-    )
+    return load_records(builder_dir, split, name=name, config=config)
 
 
 def _build(name: str, data_dir: str) -> str:

@@ -13,6 +13,7 @@ from flax import linen as nn
 from atss_jax.models import layers
 from atss_jax.models.config import ModelConfig
 from atss_jax.models.deform_conv import DeformConv
+from atss_jax.models.distributions import expected_distances
 from atss_jax.structures import HeadOutputs
 from atss_jax.typing import Array, Bool, Float
 
@@ -85,8 +86,16 @@ class Head(nn.Module):
         self,
         features: tuple[Float[Array, "B _h _w C"], ...],
         masks: tuple[Bool[Array, "B _h _w"] | None, ...],
+        *,
+        train: bool = False,
     ) -> HeadOutputs:
-        """Predictions of every level; meaningless outside the own cells."""
+        """Predictions of every level; meaningless outside the own cells.
+
+        Args:
+          features: P3..P7.
+          masks: own cells of each; None for all.
+          train: give what only losses read, too.
+        """
         config = self.config
 
         def tower(name):
@@ -109,15 +118,22 @@ class Head(nn.Module):
         cls_maps, box_maps = tower("cls_tower"), tower("box_tower")
         prior = -math.log((1 - config.class_prior) / config.class_prior)
         logits = predict("cls_logits", cls_maps, self.num_classes, prior)
-        relu_points = config.regression == "point" and config.point_activation == "relu"
-        boxes = predict("box_regression", box_maps, 4, POINT_BIAS if relu_points else 0.0)
+        per_side = config.side_bins + 1
+        is_plain_point = config.regression == "point" and per_side == 1
+        relu_points = is_plain_point and config.point_activation == "relu"
+        bias = POINT_BIAS if relu_points else 0.0
+        boxes = predict("box_regression", box_maps, 4 * per_side, bias)
         if config.level_scale:
             scale = self.param("level_scale", nn.initializers.ones_init(), (len(boxes),))
             boxes = [x * scale[i] for i, x in enumerate(boxes)]
-        if config.regression == "point":
+        sides = None
+        if config.side_bins:
+            sides = tuple(x.reshape(*x.shape[:-1], 4, per_side) for x in boxes)
+            boxes = [expected_distances(x) for x in sides]
+        if is_plain_point:
             boxes = [nn.relu(x) if relu_points else jnp.exp(x) for x in boxes]
         centerness = None
         if config.centerness != "none":
             maps = box_maps if config.centerness == "box" else cls_maps
             centerness = tuple(x[..., 0] for x in predict("centerness", maps, 1))
-        return HeadOutputs(tuple(logits), tuple(boxes), centerness)
+        return HeadOutputs(tuple(logits), tuple(boxes), centerness, sides if train else None)

@@ -1,4 +1,4 @@
-"""A recipe from nested mappings or JSON, to JSON, and what two recipes differ in."""
+"""A recipe from nested mappings or JSON, and to JSON; the names of its fields."""
 
 import dataclasses
 import difflib
@@ -13,27 +13,6 @@ from atss_jax.run.recipe import Recipe
 
 GROUPS: dict[str, type[ConfigGroup]] = get_type_hints(Recipe)
 """Name of a group -> its dataclass."""
-
-FREE_FIELDS = (
-    "data.num_workers",
-    "data.prefetch",
-    "run.log_every",
-    "run.async_checkpoints",
-    "run.distributed",
-    "run.coordinator",
-    "run.num_processes",
-    "run.process_id",
-    "run.init_timeout",
-    "run.fsdp",
-    "run.compilation_cache",
-    "run.profile_steps",
-    "run.wandb",
-)
-"""Fields that do not change a run's numbers: a workdir accepts other values of these."""
-
-FREE_GROUPS = ("eval", "predict", "export")
-"""Groups that do not change the parameters: `--mode=eval` and so on may differ in them."""
-
 
 SYNONYMS = {
     "lr": "optim.learning_rate",
@@ -87,6 +66,10 @@ WITHOUT_FIELD = {
     "work_dir": _WORKDIR,
 }
 """Names that other trainers use for what needs no field here -> how it is done."""
+
+
+AUTO_FIELDS = {"data.image_size": 0, "data.global_batch": 0, "data.max_boxes": 0}
+"""Fields that "auto" may be given for -> the number that it is."""
 
 
 def field_names() -> list[str]:
@@ -218,24 +201,3 @@ def _short(value: Any) -> str:
     """A value for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
-
-
-def recipe_differences(old: Recipe, new: Recipe, *, training: bool) -> list[str]:
-    """Lines "group.field: old -> new" of the fields that make another run.
-
-    Args:
-      old: the workdir's recipe.
-      new: the one given now.
-      training: False also allows other values in `FREE_GROUPS`.
-    """
-    lines = []
-    for name in field_names():
-        group, field = name.split(".")
-        if name in FREE_FIELDS or group in ("predict", "export"):
-            continue
-        if not training and group in FREE_GROUPS:
-            continue
-        before, after = (getattr(getattr(c, group), field) for c in (old, new))
-        if before != after:
-            lines.append(f"  config.{name}: {before!r} -> {after!r}")
-    return lines

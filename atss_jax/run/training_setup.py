@@ -1,5 +1,6 @@
 """Everything of a training run that does not change, built once from the recipe."""
 
+import logging
 from typing import NamedTuple
 
 import jax
@@ -72,6 +73,11 @@ def initial_state(config: Recipe, setup: Setup) -> TrainState:
         from atss_jax.models import pretrained  # readers of weight files, only where needed
 
         variables = pretrained.load_into(config.model.init_from, jax.device_get(variables))
+    else:
+        logging.warning(
+            "starting from random weights: config.model.init_from is empty. Small sets gain most "
+            "from pretrained ones, see docs/recipes.md."
+        )
     state = jax.jit(
         lambda v: train_step.init_state(setup.settings, v), out_shardings=setup.shardings
     )(variables)

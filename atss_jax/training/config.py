@@ -22,6 +22,26 @@ class LossConfig(ConfigGroup, name="loss"):
     """Exponent of the focal loss."""
     normalizer: Literal["positives", "retinanet"] = "positives"
     """positives (ATSS, FCOS) or retinanet (positives + images; 4 x positives for boxes)."""
+    cls_loss: Literal["focal", "quality_focal"] = "focal"
+    """Classification: focal, or quality_focal (GFL, arXiv 2006.04388), whose target is the IoU of
+    the predicted box."""
+    quality_beta: Annotated[float, Range(1)] = 2.0
+    """quality_focal: exponent of the distance to the target (GFL Sec. 4)."""
+    box_weights: Literal["centerness", "score"] = "centerness"
+    """Weights of positives in the box loss: centerness targets (where the head has a centerness
+    branch, else none), or score, the highest predicted class score (GFL)."""
+    distribution_loss_weight: Annotated[float, Range(0)] = 0.25
+    """With model.side_bins: factor on the distribution focal loss of each side (GFL Sec. 4), which
+    is part of the box loss."""
+
+    def check(self) -> None:
+        """Predicted weights come with the normaliser that sums them."""
+        if self.box_weights != "centerness" and self.normalizer != "positives":
+            raise UserError(
+                f"config.loss.box_weights={self.box_weights!r} with config.loss.normalizer="
+                f'{self.normalizer!r}: that has no weights. Set normalizer="positives", or '
+                'box_weights="centerness".'
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -139,8 +139,9 @@ def train_step(
 
     An assigner that looks at predictions is called inside the loss function. With micro-batches the
     counts of the whole batch must be known before any of their losses, so the network then runs
-    forward once more to get the targets. The alternative, gradients of the three unnormalised sums
-    apart from each other, takes two more backward passes, each dearer than one forward pass.
+    forward once more to get the targets, or the predicted weights of box losses. The alternative,
+    gradients of the unnormalised sums apart from each other, takes more backward passes, each
+    dearer than one forward pass.
 
     Args:
       settings: constants of the step.
@@ -173,18 +174,19 @@ def train_step(
         losses = settings.loss(outputs, targets, grid, norms)
         return losses.total, (losses, batch_stats)
 
+    def look_ahead(batch):
+        outputs, _ = _forward(settings, state.params, state.batch_stats, batch)
+        targets = assign(batch, None if is_static else outputs)
+        return targets, settings.loss.count(outputs, targets)
+
     targets = norms = None
-    if is_static:
+    if count > 1 and not (is_static and settings.loss.has_fixed_counts):
+        targets, parts = jax.lax.map(look_ahead, _split(batch, count))
+        targets, norms = _join(targets), jax.tree.map(lambda x: jnp.sum(x, axis=0), parts)
+    elif is_static:
         targets = assign(batch)
-    elif count > 1:
-        targets = _join(
-            jax.lax.map(
-                lambda b: assign(b, _forward(settings, state.params, state.batch_stats, b)[0]),
-                _split(batch, count),
-            )
-        )
-    if targets is not None:
-        norms = count_normalizers(targets)
+        if settings.loss.has_fixed_counts:
+            norms = count_normalizers(targets)
 
     gradient_fn = jax.grad(loss_fn, has_aux=True)
     if count == 1:
