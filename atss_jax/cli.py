@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import atss_jax
 from atss_jax.errors import UserError
+from atss_jax.run.recipe_io import default_workdir
 
 EXAMPLES = """\
 examples:
@@ -33,9 +34,6 @@ examples:
 `atss COMMAND --help` shows the arguments of one command. Every field of the recipe can be given to
 train, eval, predict, export and describe as --group.field=value; `atss config` lists them.
 """
-
-WORKDIRS = Path("workdirs")
-"""Where runs go that name no folder."""
 
 
 class Mode(NamedTuple):
@@ -153,7 +151,7 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
     if command == "train":
         if config is None:
             raise UserError("atss train: give a folder of data, or --config=RECIPE; see --help.")
-        workdir = workdir or str(WORKDIRS / default_name(folder or config))
+        workdir = workdir or str(default_workdir(folder or config))
         print(f"atss_jax {atss_jax.__version__}: {folder or config} -> {workdir}", flush=True)
     if command == "describe" and config is None and workdir is None:
         raise UserError("atss describe: give a folder (of data or of a run), or --config=RECIPE.")
@@ -180,17 +178,6 @@ def _automatic(flags: Sequence[str]) -> list[str]:
     if "max_boxes" not in given:
         chosen.append("--config.data.max_boxes=auto")
     return chosen
-
-
-def default_name(source: str) -> str:
-    """Name of the workdir of a folder of data, or of a recipe.
-
-    >>> default_name("/data/photos/"), default_name("configs/ablations.py:k=15,dcn")
-    ('photos', 'ablations-k_15-dcn')
-    """
-    name = Path(source.rstrip("/")).resolve().name if "/" in source else source
-    name = re.sub(r"\.py(?=$|:)", "", name.split("/")[-1])
-    return re.sub(r"[^\w.-]+", "-", name.replace("=", "_")).strip("-") or "run"
 
 
 def _with_group(flag: str) -> str:

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from atss_jax import cli
 from atss_jax.errors import UserError
+from atss_jax.run.recipe_io import default_workdir
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,7 @@ def test_help_and_version_import_no_jax(flag):
 
 
 def test_default_names_are_safe():
-    assert cli.default_name("C d*[e]") == "C-d-e"
+    assert str(default_workdir("C d*[e]")) == "workdirs/C-d-e"
+    assert str(default_workdir("..")) == f"workdirs/{Path('..').resolve().name}"
     with pytest.raises(UserError, match="give a folder"):
         cli.main_flags("train", [])

@@ -1,11 +1,14 @@
-"""Convolutions: the gradients written for CPUs are those of automatic differentiation."""
+"""Convolutions and pooling: gradients written for CPUs are those of automatic differentiation."""
+
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from atss_jax.models import layers
+from atss_jax.models import layers, pooling
 
 
 def plain(x, kernel, stride):
@@ -48,20 +51,46 @@ def test_gradients(height, width, channels, size, stride):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_gradients_on_cpus_have_one_layout(stride):
-    """What XLA's CPU backend has fast kernels for, also inside of loops."""
+def lowered_gradients(platform, stride, channels=5):
+    """StableHLO of both gradients for a platform that need not be here."""
 
     def total(x, kernel):
         return layers.convolution(x, kernel, stride=stride).sum()
 
-    gradients = jax.make_jaxpr(jax.grad(total, (0, 1)))(
-        np.ones((2, 9, 14, 5), np.float32), np.ones((3, 3, 5, 7), np.float32)
+    shapes = (2, 16, 24, channels), (3, 3, channels, channels)
+    arrays = (np.ones(shape, np.float32) for shape in shapes)
+    gradients = jax.jit(jax.grad(total, (0, 1))).trace(*arrays)
+    return gradients.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_on_cpus_have_one_layout(stride):
+    """What XLA's CPU backend has fast kernels for, also inside of loops."""
+    found = set(re.findall(r"dim_numbers = (.*?), window", lowered_gradients("cpu", stride)))
+    assert found == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_programs_for_accelerators_have_no_gradients_of_cpus(platform):
+    channels = layers.MIN_CHANNELS_FOR_TAP_PRODUCTS
+    assert "stablehlo.while" in lowered_gradients("cpu", 1, channels)
+    assert "stablehlo.while" not in lowered_gradients(platform, 1, channels)
+
+
+def test_gradients_of_max_pooling_are_those_of_its_definition():
+    """On the CPU they are written otherwise."""
+    x = np.random.default_rng(0).uniform(size=(2, 9, 14, 3)).astype(np.float32)
+    x = jnp.asarray(x)
+    weights = np.random.default_rng(1).normal(size=(2, 5, 7, 3)).astype(np.float32)
+
+    def by_hand(x):
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        windows = [padded[:, i : i + 9 : 2, j : j + 14 : 2] for i in range(3) for j in range(3)]
+        return jnp.stack(windows).max(0)
+
+    np.testing.assert_array_equal(pooling.max_pool(x), by_hand(x))
+    ours, theirs = (
+        jax.grad(lambda x, pool=pool: (pool(x) * weights).sum())(x)
+        for pool in (pooling.max_pool, pooling._max_pool_by_window)
     )
-    found = [
-        equation.params["dimension_numbers"]
-        for equation in gradients.jaxpr.eqns
-        if equation.primitive.name == "conv_general_dilated"
-    ]
-    expected = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, ("NHWC", "HWIO", "NHWC"))
-    assert len(found) >= 2 and set(found) == {expected}
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)

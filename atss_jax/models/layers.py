@@ -1,4 +1,4 @@
-"""Convolutions, normalisation layers, pooling and resizing that all networks here are made of.
+"""Convolutions, normalisation layers and resizing that all networks here are made of.
 
 Maps are `[B, h, w, C]`. Several layers take the mask of an image's own cells (see
 `pyramid.inside_mask`): what lies outside must not influence what lies inside, so that an image's
@@ -58,22 +58,40 @@ def _convolution(x: Array, kernel: Array, stride: int, groups: int) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _cpu_convolution(x: Array, kernel: Array, stride: int) -> Array:
-    """A convolution whose gradients suit XLA's CPU backend.
+def _dense_convolution(x: Array, kernel: Array, stride: int) -> Array:
+    """A convolution whose gradients suit the platform that the program is lowered for.
 
-    Automatic differentiation writes both gradients as convolutions with permuted dimensions. The
-    backend has fast kernels for NHWC with HWIO only; it rewrites others, but not inside loops
-    (jax-ml/jax issue 12868), where they take ten times as long. So they are written as NHWC here.
+    Chosen at lowering, not by the host's backend: a program compiled ahead of time for TPUs on a
+    machine without one, or exported for several platforms, gets each platform's form.
     """
     return _convolution(x, kernel, stride, 1)
 
 
-def _cpu_convolution_forward(x, kernel, stride):
+def _dense_convolution_forward(x, kernel, stride):
     return _convolution(x, kernel, stride, 1), (x, kernel)
 
 
-def _cpu_convolution_backward(stride, saved, cotangent):
-    x, kernel = saved
+def _dense_convolution_backward(stride, saved, cotangent):
+    return lax.platform_dependent(
+        *saved,
+        cotangent,
+        cpu=functools.partial(_cpu_gradients, stride),
+        default=functools.partial(_plain_gradients, stride),
+    )
+
+
+def _plain_gradients(stride, x, kernel, cotangent):
+    _, pull = jax.vjp(lambda x, kernel: _convolution(x, kernel, stride, 1), x, kernel)
+    return pull(cotangent)
+
+
+def _cpu_gradients(stride, x, kernel, cotangent):
+    """Both gradients in the form that XLA's CPU backend is fast at.
+
+    Automatic differentiation writes them as convolutions with permuted dimensions. The backend has
+    fast kernels for NHWC with HWIO only; it rewrites others, but not inside loops (jax-ml/jax
+    issue 12868), where they take ten times as long. So they are written as NHWC here.
+    """
     pad = kernel.shape[0] // 2
     sides = zip(x.shape[1:3], cotangent.shape[1:3], strict=True)
     rest = [side - 1 - (out_side - 1) * stride for side, out_side in sides]  # after the last centre
@@ -120,7 +138,7 @@ def _kernel_gradient_by_products(x: Array, cotangent: Array) -> Array:
     return lax.map(tap, jnp.arange(9)).reshape(3, 3, x.shape[3], cotangent.shape[3])
 
 
-_cpu_convolution.defvjp(_cpu_convolution_forward, _cpu_convolution_backward)
+_dense_convolution.defvjp(_dense_convolution_forward, _dense_convolution_backward)
 
 
 def convolution(
@@ -129,8 +147,8 @@ def convolution(
     """2-D convolution with zero padding k // 2 on all sides.
 
     1x1 kernels are a matrix product: XLA's CPU backend is slow in the backward pass of 1x1
-    convolutions, and accelerators compile both to the same. On the CPU, gradients are written in
-    the form that its backend is fast at.
+    convolutions, and accelerators compile both to the same. In programs for CPUs, gradients are
+    written in the form that their backend is fast at.
 
     Args:
       x: input map.
@@ -141,8 +159,8 @@ def convolution(
     size = kernel.shape[0]
     if size == 1 and groups == 1:
         return x[:, ::stride, ::stride] @ kernel[0, 0]
-    if groups == 1 and jax.default_backend() == "cpu":
-        return _cpu_convolution(x, kernel, stride)
+    if groups == 1:
+        return _dense_convolution(x, kernel, stride)
     return _convolution(x, kernel, stride, groups)
 
 
@@ -278,29 +296,6 @@ NORMS: dict[str, Callable[..., Any]] = {
     "batch_norm": BatchNorm,
     "group_norm": GroupNorm,
 }
-
-
-def max_pool(x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 C"]:
-    """3x3 max pooling with stride 2 and padding 1 of a map that is nowhere negative.
-
-    Written as maxima of slices along rows, then columns: the backward pass of `lax.reduce_window`
-    (select-and-scatter) is slow on CPUs. Zero padding is right because the input follows a ReLU.
-    """
-    for axis in (1, 2):
-        size = (x.shape[axis] - 1) // 2 + 1
-        pads = [(0, 0)] * 4
-        pads[axis] = (1, 1)
-        padded = jnp.pad(x, pads)
-        first, second, third = (
-            lax.slice_in_dim(padded, i, i + 2 * size - 1, 2, axis=axis) for i in range(3)
-        )
-        x = _larger(_larger(first, second), third)
-    return x
-
-
-def _larger(a: Array, b: Array) -> Array:
-    """Maximum whose gradient goes to `a` at ties, as PyTorch's pooling."""
-    return jnp.where(a >= b, a, b)
 
 
 def upsample(x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 C"]:

@@ -39,13 +39,25 @@ def set_up(config: Recipe) -> Setup:
     train_set = build.load_dataset(config, "train")
     plan = build.make_plan(config, train_set)
     steps = optim.num_steps(config.optim, plan.steps_per_epoch)
-    num_classes = len(train_set.class_names)
+    settings = step_settings(config, len(train_set.class_names), steps)
+    abstract = abstract_state(config, settings, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return Setup(mesh, train_set, plan, steps, settings, shardings, abstract)
+
+
+def step_settings(config: Recipe, num_classes: int, num_steps: int) -> StepSettings:
+    """The constants of a recipe's training step; needs neither data nor devices.
+
+    Args:
+      config: the recipe.
+      num_classes: of the data set.
+      num_steps: length of the run.
+    """
     model = DetectorNetwork(config.model, num_classes, config.anchors.num_per_location)
-    abstract_variables = jax.eval_shape(lambda: init_variables(model, config.data.buckets[0], 0))
-    params = abstract_variables["params"]
+    params = jax.eval_shape(lambda: init_variables(model, config.data.buckets[0], 0))["params"]
     frozen = frozen_mask(params, config.model)
-    schedule = optim.make_schedule(config.optim, config.data.global_batch, steps)
-    settings = StepSettings(
+    schedule = optim.make_schedule(config.optim, config.data.global_batch, num_steps)
+    return StepSettings(
         model=model,
         anchors=config.anchors,
         assign=make_assigner(config.assigner),
@@ -57,12 +69,22 @@ def set_up(config: Recipe) -> Setup:
         accumulate=config.optim.accumulate,
         ema_decay=config.optim.ema_decay,
     )
-    abstract = jax.eval_shape(lambda v: train_step.init_state(settings, v), abstract_variables)
+
+
+def abstract_state(config: Recipe, settings: StepSettings, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the training state.
+
+    Args:
+      config: the recipe.
+      settings: of its step.
+      mesh: the devices, attached or those of a topology.
+    """
+    variables = jax.eval_shape(lambda: init_variables(settings.model, config.data.buckets[0], 0))
+    abstract = jax.eval_shape(lambda v: train_step.init_state(settings, v), variables)
     shardings = parallel.state_shardings(abstract, mesh, fsdp=config.run.fsdp)
-    abstract = jax.tree.map(
+    return jax.tree.map(
         lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
     )
-    return Setup(mesh, train_set, plan, steps, settings, shardings, abstract)
 
 
 def initial_state(config: Recipe, setup: Setup) -> TrainState:
