@@ -197,9 +197,20 @@ def _split_word(path: str) -> str:
     return ""
 
 
+_COCO_NAME = re.compile(r"instances_(train|val|test)(-dev)?(\d{4})?\.json", re.IGNORECASE)
+"""Names of COCO's own annotation files, and of those that follow them."""
+
+
 def _prefer_instances(paths: list[str]) -> list[str]:
-    best = [path for path in paths if os.path.basename(path).startswith("instances_")]
-    return best if len(best) == 1 else paths
+    """Of several files for one split, the one named as COCO's; else the one that begins so."""
+    names = {path: os.path.basename(path) for path in paths}
+    for best in (
+        [path for path, name in names.items() if _COCO_NAME.fullmatch(name)],
+        [path for path, name in names.items() if name.startswith("instances_")],
+    ):
+        if len(best) == 1:
+            return best
+    return paths
 
 
 def _is_detection_json(path: str) -> bool:
