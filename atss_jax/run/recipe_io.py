@@ -27,6 +27,7 @@ FREE_FIELDS = (
     "run.fsdp",
     "run.compilation_cache",
     "run.profile_steps",
+    "run.report",
     "run.wandb",
 )
 """Fields that do not change a run's numbers: a workdir accepts other values of these."""

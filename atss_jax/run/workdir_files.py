@@ -1,5 +1,6 @@
 """The files of a workdir beside metrics and checkpoints: config, classes, results, detections."""
 
+import datetime
 import json
 import platform
 from collections.abc import Sequence
@@ -162,6 +163,7 @@ def write_result(
         "num_devices": jax.device_count(),
         "num_processes": jax.process_count(),
         "versions": versions(),
+        "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     write_json(workdir / "result.json", result)
     return result
