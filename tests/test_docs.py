@@ -26,7 +26,7 @@ MODULES = [
     for path in sorted((ROOT / "atss_jax").rglob("*.py"))
     if ">>> " in path.read_text() and path.name != "__init__.py"
 ] + ["atss_jax.configs.common"]
-NO_FIELDS = {"run.lock"}
+NO_FIELDS = {"run.lock", "model.safetensors"}
 """Names of files that look like fields."""
 FOREIGN = {"path", "export", "tools"}
 """Folders in examples, of a workdir, of other projects."""

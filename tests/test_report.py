@@ -1,14 +1,15 @@
 """The report of a run: what stands in it for detections whose mistakes are known."""
 
 import json
-import sys
 
+import numpy as np
 import pytest
 from etils import epath
 
-import report
 from atss_jax.data import synthetic
-from atss_jax.run import workdir_files
+from atss_jax.errors import UserError
+from atss_jax.evaluation import error_analysis
+from atss_jax.run import report, report_header, report_sections, workdir_files
 from tests import tiny
 
 
@@ -32,28 +33,65 @@ def workdir(tmp_path):
     return workdir, truth
 
 
-def test_report_shows_the_known_mistakes(workdir, monkeypatch, capsys):
+def test_report_shows_the_known_mistakes(workdir, capsys):
     folder, truth = workdir
-    monkeypatch.setattr(sys, "argv", ["report.py", str(folder)])
-    report.main()
+    assert report.main([str(folder)]) == 0
     text = (folder / "report.html").read_text()
     assert "report.html" in capsys.readouterr().out
     assert "<title>run &lt;1&gt;</title>" in text and "http" not in text.replace("xmlns", "")
-    kinds = ["objects", *report.error_analysis.KINDS, "missed"]
+    kinds = ["objects", *error_analysis.KINDS, "missed"]
     assert "".join(f"<th>{kind}</th>" for kind in kinds) in text
     found = len(truth) - 1
     row = ["all", len(truth), found, *[0] * (len(kinds) - 3), 1]
-    row[2 + report.error_analysis.KINDS.index("background")] = 1
+    row[2 + error_analysis.KINDS.index("background")] = 1
     assert "".join(f"<td>{cell}</td>" for cell in row) in text
-    assert text.count("<figure>") == 2  # the wrong detection and the missed object
+    assert text.count('<figure class="thumbnail">') == 2  # the wrong detection, the missed object
+    assert text.count('<figure class="picture">') == 2 + 4  # images with mistakes, and random ones
     for name in synthetic.CLASS_NAMES:
         assert f"<td>{name}</td>" in text
-    assert text.count("data:image/png;base64,") == 2  # precision, and training
-    assert text.count("data:image/jpeg;base64,") == 2
+    assert text.count("data:image/png;base64,") == 6  # curves 2, threshold, confusion, training 2
+    assert "<td>training</td><td>not ended</td>" in text
+    assert "fields differ from the recipe quickstart" in text and "0.02 -&gt; 0.002" not in text
+    assert "model.width</td><td>0.5 -&gt; 0.125" in text
+    assert "a later evaluation than those of the training run" in text  # its AP is not 0.5
+    assert "COCO minival" not in text
 
 
-def test_report_of_an_unevaluated_run_says_what_to_do(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path)])
-    with pytest.raises(SystemExit):
-        report.main()
-    assert "Run --mode=eval on it first" in capsys.readouterr().err
+def test_head_of_an_ended_run(workdir):
+    folder, _ = workdir
+    result = workdir_files.write_result(
+        epath.Path(folder), metrics={}, steps=6, wall_seconds=90.0, images_per_s=4.0
+    )
+    facts = dict(report_header._result(folder))
+    assert facts["ended"] == result["ended"] and facts["ended"].startswith("20")
+    assert facts["training"] == "6 steps in 1.5 minutes, 4.0 images per second"
+    assert "jax" in facts["versions"] and "1 process" in facts["device"]
+    rows = [{"step": 2, "eval/AP": 0.25}, {"step": 4, "eval/AP": 0.5}, {"step": 6, "loss": 1.0}]
+    assert report_header.evaluated_step(rows, {"AP": 0.5}) == "step 4"
+
+
+def test_the_papers_row_stands_beside_coco_alone():
+    metrics: dict[str, float] = {name: 0.1 for name in report_sections.METRICS}
+    coco = ["person", *map(str, range(78)), "toothbrush"]
+    assert "COCO minival" in report_sections.metrics_table(metrics, coco)
+    assert "COCO minival" not in report_sections.metrics_table(metrics, ["person", "toothbrush"])
+
+
+def test_confusion_of_many_classes_shows_the_most_mistaken():
+    names = [f"class {i}" for i in range(30)]
+    box = np.array([[0.0, 0.0, 10.0, 10.0]])
+    score = np.array([0.9])
+    scenes = [
+        error_analysis.Scene(box, score, np.array([28]), box, np.array([29])),
+        error_analysis.Scene(box, score, np.array([1]), box, np.array([1])),
+    ]
+    verdicts = [error_analysis.judge_image(scene) for scene in scenes]
+    text = report_sections.confusion_map(names, scenes, verdicts)
+    assert "20 of 30 classes with the most mistakes" in text and "image/png" in text
+
+
+def test_report_of_an_unevaluated_run_says_what_to_do(tmp_path):
+    with pytest.raises(UserError, match="Run --mode=eval on it first"):
+        report.main([str(tmp_path)])
+    with pytest.raises(UserError, match="no such folder"):
+        report.main([str(tmp_path / "none")])

@@ -61,7 +61,7 @@ def one_device():
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory):
     """(config, workdir, result) of an uninterrupted run."""
-    config = tiny.make_config(folder, optim__ema_decay=0.9)
+    config = tiny.make_config(folder, optim__ema_decay=0.9, run__report=True)
     workdir = epath.Path(tmp_path_factory.mktemp("runs") / "whole")
     return config, workdir, train.train(config, workdir, with_evaluation=True)
 
@@ -92,6 +92,8 @@ def test_workdir_holds_what_the_readme_says(finished):
     pictures = sorted(p.name for p in (workdir / "pictures").iterdir())
     assert pictures == ["curves.png", "detections_0.jpg", "detections_1.jpg", "positives_0.jpg"]
     assert isinstance(json.loads((workdir / "detections.json").read_text()), list)
+    report = (workdir / "report.html").read_text()
+    assert "<td>evaluated</td><td>step 6</td>" in report and result["ended"] in report
 
 
 def test_eval_mode_gives_the_same_numbers(finished):

@@ -61,6 +61,7 @@ def overrides(folder: Path) -> dict[str, dict[str, object]]:
             "checkpoint_every": 2,
             "eval_every": 0,
             "log_every": 2,
+            "report": False,
             "compilation_cache": str(folder / "cache"),
         },
     }

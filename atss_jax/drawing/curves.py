@@ -55,14 +55,17 @@ class Chart(NamedTuple):
     """Whole numbers on x only."""
 
 
-def draw_charts(charts: Sequence[Chart], *, title: str = "") -> bytes:
+def draw_charts(
+    charts: Sequence[Chart], *, title: str = "", size: tuple[float, float] = (6.2, 4)
+) -> bytes:
     """Charts side by side, as the bytes of a PNG file.
 
     Args:
       charts: at least one; lines without points are left out.
       title: above all.
+      size: (width, height) of one chart, inches; a smaller one has larger letters on a page.
     """
-    figure = Figure(figsize=(6.2 * len(charts), 4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(size[0] * len(charts), size[1]), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     for axes, chart in zip(np.atleast_1d(figure.subplots(1, len(charts))), charts, strict=True):
         _draw(axes, chart)

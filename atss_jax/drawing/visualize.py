@@ -38,6 +38,14 @@ def enlarge(image: np.ndarray, min_short_side: int = MIN_SHORT_SIDE) -> tuple[np
     return cv2.resize(np.ascontiguousarray(image), size, interpolation=interpolation), factor
 
 
+def shrink(image: np.ndarray, factor: float) -> np.ndarray:
+    """An image by a factor of at most 1, uint8 [h, w, 3]."""
+    if factor >= 1:
+        return image
+    size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
+    return cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA)
+
+
 def draw_boxes(
     image: np.ndarray,
     boxes: np.ndarray,
@@ -127,8 +135,8 @@ def draw_side_by_side(
         min_short_side=min_short_side,
     )
     prefix = f"{title}: " if title else ""
-    left = _with_bar(left, [(f"{prefix}ground truth, {len(gt_boxes)} objects", None)])
-    caption = f"detections, {int(keep.sum())} with score >= {score_threshold:g}"
+    left = _with_bar(left, [(f"{prefix}{count_of(len(gt_boxes), 'object')}", None)])
+    caption = f"{count_of(int(keep.sum()), 'detection')} with score >= {score_threshold:.2f}"
     right = _with_bar(right, [(caption, None)])
     gap = np.full((left.shape[0], 8, 3), _LIGHT, np.uint8)
     return np.concatenate([left, gap, right], axis=1)
@@ -165,9 +173,8 @@ def draw_positives(
         for center in centers_per_level[level]:
             _dot(picture, center, factor, (2 + level) * unit, LEVEL_COLORS[level], filled=True)
     total = sum(len(centers) for centers in centers_per_level)
-    entries: list[tuple[str, Color | None]] = [
-        (f"{title + ': ' if title else ''}{len(gt_boxes)} objects, {total} positives", None)
-    ]
+    prefix, objects = f"{title}: " if title else "", count_of(len(gt_boxes), "object")
+    entries: list[tuple[str, Color | None]] = [(f"{prefix}{objects}, {total} positives", None)]
     for level, centers in enumerate(centers_per_level):
         entries.append((f"P{3 + level} {len(centers)}", LEVEL_COLORS[level]))
     return _with_bar(picture, entries)
@@ -223,6 +230,15 @@ def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
 def encode_image(suffix: str, image: np.ndarray) -> bytes:
     """The bytes of a file with uint8 RGB [H, W, 3]; `suffix` as in ".png"."""
     return cv2.imencode(suffix, np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
+
+
+def count_of(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> count_of(1, "object"), count_of(0, "object")
+    ('1 object', '0 objects')
+    """
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _line_width(picture: np.ndarray) -> int:

@@ -1,6 +1,6 @@
 """What kind of mistakes a detector makes: matching at one score threshold, error types, confusion.
 
-Host code after an evaluation, for `scripts/report.py`. It explains the metrics; it is not one:
+Host code after an evaluation, for the report. It explains the metrics; it is not one:
 `coco_metrics` is. Error types after Bolya et al., TIDE, ECCV 2020, Sec. 2.2, in a simple form.
 """
 
@@ -118,8 +118,25 @@ def confusion_matrix(
     return counts
 
 
-def best_threshold(scenes: Sequence[Scene]) -> tuple[float, float, float, float]:
-    """The score threshold of the highest F1, with precision, recall and F1 there.
+class ThresholdCurves(NamedTuple):
+    """What each score threshold gives, best scores first; [N] each, empty without detections."""
+
+    thresholds: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+
+    def best(self) -> tuple[float, float, float, float]:
+        """(threshold, precision, recall, F1) where F1 is highest; zeros if nothing is correct."""
+        if not self.f1.any():
+            return 0.0, 0.0, 0.0, 0.0
+        best = int(self.f1.argmax())
+        threshold, precision, recall, f1 = (float(field[best]) for field in self)
+        return threshold, precision, recall, f1
+
+
+def threshold_curves(scenes: Sequence[Scene]) -> ThresholdCurves:
+    """Precision, recall and F1 over all classes at IoU 0.5 for every score that occurs.
 
     Args:
       scenes: of each image.
@@ -132,16 +149,18 @@ def best_threshold(scenes: Sequence[Scene]) -> tuple[float, float, float, float]
         is_correct.append(verdict.kinds == KINDS.index("correct"))
         num_objects += len(scene.gt_labels)
     all_scores, correct = np.concatenate(scores), np.concatenate(is_correct)
-    if not correct.any():
-        return 0.0, 0.0, 0.0, 0.0
     order = np.argsort(-all_scores, kind="stable")
     found = np.cumsum(correct[order])
-    precision, recall = found / np.arange(1, len(order) + 1), found / num_objects
+    precision = found / np.arange(1, len(order) + 1)
+    recall = found / max(num_objects, 1)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    best = int(f1.argmax())
-    return (
-        float(all_scores[order[best]]),
-        float(precision[best]),
-        float(recall[best]),
-        float(f1[best]),
-    )
+    return ThresholdCurves(all_scores[order], precision, recall, f1)
+
+
+def best_threshold(scenes: Sequence[Scene]) -> tuple[float, float, float, float]:
+    """The score threshold of the highest F1, with precision, recall and F1 there.
+
+    Args:
+      scenes: of each image.
+    """
+    return threshold_curves(scenes).best()

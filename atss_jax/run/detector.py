@@ -25,7 +25,7 @@ from atss_jax.data.batch_plan import choose_bucket
 from atss_jax.errors import UserError
 from atss_jax.evaluation import passes
 from atss_jax.evaluation.coco_results import with_min_score
-from atss_jax.models import pretrained
+from atss_jax.models import hub, pretrained
 from atss_jax.models.detector import DetectorNetwork, init_variables
 from atss_jax.run import build, classes, predict_steps, recipe_io, validation, workdir_files
 from atss_jax.run.recipe import Recipe
@@ -84,8 +84,8 @@ class Detector:
         """A detector from a run's workdir, or from a weights file.
 
         Args:
-          path: a workdir, a safetensors file that scripts/convert_weights.py
-            wrote of a workdir, or other weights (.safetensors, .npz).
+          path: a workdir, "hf://owner/name" of `publish.push`, a safetensors file that
+            scripts/convert_weights.py wrote of a workdir, or other weights (.safetensors, .npz).
           config: recipe; needed for other weights. That of a workdir may be given with changes that
             leave the network alone.
           class_names: needed for other weights; the first two know them.
@@ -96,6 +96,8 @@ class Detector:
           UserError: nothing there, no such checkpoint, weights without a recipe or classes, or of
             another network.
         """
+        if isinstance(path, str) and path.startswith(hub.PREFIX):
+            path = pretrained.local_path(path)
         folder = epath.Path(path)
         if not folder.is_dir():
             if config is None and class_names is None:

@@ -11,16 +11,20 @@ from atss_jax.data import decoding, loader
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.drawing import visualize
 from atss_jax.evaluation.coco_results import with_min_score
+from atss_jax.evaluation.error_analysis import best_threshold
 from atss_jax.geometry.anchors import make_grid
 from atss_jax.geometry.config import AnchorConfig
 from atss_jax.run.recipe import Recipe
+from atss_jax.run.scenes import gather_scenes
 from atss_jax.run.training_setup import Setup
 from atss_jax.runtime.metric_writer import MetricWriter, read_rows
 from atss_jax.structures import Batch, Detections
 from atss_jax.training.targets import assign_targets
 
 SHOWN_SCORE = 0.3
-"""Detections are drawn from this score on."""
+"""Detections are drawn from this score on where none is correct."""
+MAX_JUDGED = 500
+"""Images that the threshold of a drawing is chosen on."""
 
 
 def after_evaluation(
@@ -34,8 +38,8 @@ def after_evaluation(
 ) -> None:
     """Draws into workdir/pictures, replacing those of the evaluation before.
 
-    Ground truth beside detections of a few validation images, the assigner's positives per level on
-    a few training images, and the loss and AP curves.
+    Ground truth beside detections of a few validation images, from the score of the best F1 on; the
+    assigner's positives per level on a few training images; and the loss and AP curves.
 
     Args:
       config: the recipe.
@@ -81,8 +85,9 @@ def draw_detections(
       count: pictures.
     """
     pictures = []
+    threshold = shown_score(dataset, detections)
     for index in np.linspace(0, dataset.num_records - 1, count).round().astype(int).tolist():
-        found = with_min_score(Detections(*(field[index] for field in detections)), SHOWN_SCORE)
+        found = with_min_score(Detections(*(field[index] for field in detections)), threshold)
         pictures.append(
             visualize.draw_side_by_side(
                 decoding.decode(
@@ -94,11 +99,24 @@ def draw_detections(
                 labels=np.asarray(found.labels),
                 scores=np.asarray(found.scores),
                 class_names=dataset.class_names,
-                score_threshold=SHOWN_SCORE,
-                title=f"image {dataset.image_ids[index]}",
+                score_threshold=threshold,
+                title=dataset.file_name(index),
             )
         )
     return pictures
+
+
+def shown_score(dataset: DetectionDataset, detections: Detections) -> float:
+    """The score of the best F1, on at most `MAX_JUDGED` images spread over the set.
+
+    Args:
+      dataset: the evaluated set.
+      detections: [N, D]; row i is record i.
+    """
+    count = min(dataset.num_records, MAX_JUDGED)
+    records = np.unique(np.linspace(0, dataset.num_records - 1, count).round().astype(int))
+    scenes = gather_scenes(dataset, detections, 0.0, records.tolist())
+    return best_threshold(scenes)[0] or SHOWN_SCORE
 
 
 def draw_assignments(

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -353,7 +354,7 @@ class _Loop:
         seconds = self._log.total_seconds()
         if jax.process_index() != 0:
             return {}
-        return workdir_files.write_result(
+        result = workdir_files.write_result(
             self._workdir,
             about=evaluation_folder.about(self._config, num_steps) if metrics else {},
             metrics=metrics,
@@ -361,3 +362,16 @@ class _Loop:
             wall_seconds=seconds,
             images_per_s=num_steps * self._config.data.global_batch / max(seconds, 1e-9),
         )
+        if self._config.run.report and metrics:
+            self._report()
+        return result
+
+    def _report(self) -> None:
+        """Writes report.html; what people look at must not end the run."""
+        from atss_jax.run import report  # Matplotlib: half a second of a start
+
+        try:
+            self._writer.flush()
+            self._progress.note(f"report: {report.write_report(Path(self._workdir))}")
+        except Exception:  # noqa: BLE001
+            logging.warning("the report is not written", exc_info=True)

@@ -229,6 +229,7 @@ def write_result(
         "num_devices": jax.device_count(),
         "num_processes": jax.process_count(),
         "versions": versions(),
+        "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     write_json(workdir / "result.json", result)
     return result

@@ -46,6 +46,8 @@ class RunConfig(ConfigGroup, name="run"):
     """Folder of compiled programs; "" uses the workdir's parent, "off" none."""
     profile_steps: tuple[()] | tuple[int, int] = ()
     """(first, last) step to profile, () for none."""
+    report: bool = True
+    """Write report.html when the run ends."""
     wandb: str = ""
     """Weights & Biases project, "" for none."""
 
