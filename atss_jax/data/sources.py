@@ -7,6 +7,7 @@ from atss_jax.data import coco, voc, yolo
 from atss_jax.data.config import DataConfig
 from atss_jax.data.content import make_dataset, take_share
 from atss_jax.data.dataset import DetectionDataset
+from atss_jax.data.index import load_indexed
 from atss_jax.data.layouts import SplitSource, find_layout
 from atss_jax.errors import UserError
 
@@ -49,6 +50,12 @@ def load_source(source: SplitSource, *, name: str, config: DataConfig) -> Detect
     Raises:
       ValueError, FileNotFoundError: missing or malformed data.
     """
+    if source.kind == "coco":
+        return load_indexed(source, name, config, lambda: _read(source, name, config))
+    return _read(source, name, config)
+
+
+def _read(source: SplitSource, name: str, config: DataConfig) -> DetectionDataset:
     if source.kind == "coco":
         content = coco.read_content(source.annotations, source.images)
     elif source.kind == "yolo":
