@@ -281,6 +281,25 @@ def test_scenes_are_fixed_and_separable():
     assert sides.min() < 13 and sides.max() > 90
 
 
+def test_crowded_scenes_have_five_octaves_elongated_objects_and_small_ones_on_large_ones():
+    scenes = [synthetic.make_scene("train", n, "shapes_crowded") for n in range(60)]
+    again = synthetic.make_scene("train", 7, "shapes_crowded")
+    np.testing.assert_array_equal(again.image, scenes[7].image)
+    boxes = np.concatenate([s.boxes for s in scenes])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    size = np.sqrt(np.prod(sides, axis=1))
+    assert 6 <= size.min() < 7 and np.log2(size.max() / size.min()) > 4.7
+    assert np.quantile(np.exp(np.abs(np.log(sides[:, 0] / sides[:, 1]))), 0.9) > 3
+    assert np.mean([len(s.labels) for s in scenes]) > 6
+    assert all((s.labels == 0).all() for s in scenes)
+    inside = 0
+    for scene in scenes:
+        low = scene.boxes[:, None, :2] <= scene.boxes[None, :, :2]
+        high = scene.boxes[:, None, 2:] >= scene.boxes[None, :, 2:]
+        inside += (low & high).all(axis=-1).sum() - len(scene.boxes)
+    assert inside > 60
+
+
 @pytest.mark.parametrize("label", range(6))
 def test_drawn_objects_fill_their_boxes(label):
     image = np.full((64, 80, 3), 10, np.float32)

@@ -11,7 +11,7 @@ from etils import epath
 from atss_jax.data.config import DataConfig
 from atss_jax.data.content import ALL, Content, make_dataset, read_categories, take_share
 from atss_jax.data.dataset import DetectionDataset
-from atss_jax.errors import UserError
+from atss_jax.errors import MissingFileError, UserError
 
 
 def load_coco(
@@ -22,6 +22,7 @@ def load_coco(
     config: DataConfig | None = None,
     share: tuple[float, float] = ALL,
     class_names: tuple[str, ...] | None = None,
+    without_annotations: bool = False,
 ) -> DetectionDataset:
     """Reads a COCO-format detection set.
 
@@ -33,6 +34,7 @@ def load_coco(
         for the defaults.
       share: only the images whose `share_of` lies in [low, high).
       class_names: expected names by dense label (a training set's); None takes the file's.
+      without_annotations: the file may lack its list of annotations, as COCO's test-dev does.
 
     Returns:
       The set, sorted by image id; images without boxes included.
@@ -41,7 +43,7 @@ def load_coco(
       FileNotFoundError: no such file or folder.
       ValueError: malformed JSON, bad records, other classes than expected.
     """
-    content = read_content(annotations, images)
+    content = read_content(annotations, images, without_annotations=without_annotations)
     if class_names is not None:
         names = read_categories(content.categories, annotations)[1]
         if names != tuple(class_names):
@@ -52,23 +54,23 @@ def load_coco(
     return make_dataset(take_share(content, share), name=name, config=config or DataConfig())
 
 
-def read_content(annotations: str, images: str) -> Content:
-    """The lists of a JSON file, unchecked.
+def read_content(annotations: str, images: str, *, without_annotations: bool = False) -> Content:
+    """The lists of a JSON file, unchecked; see `load_coco`.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: not JSON, or not a detection set.
     """
-    lists = _read_json(annotations)
+    lists = _read_json(annotations, without_annotations)
     return Content(annotations, images, lists["images"], lists["annotations"], lists["categories"])
 
 
-def _read_json(path: str) -> dict[str, Any]:
+def _read_json(path: str, without_annotations: bool) -> dict[str, Any]:
     """The parsed file, with its three lists."""
     try:
         text = epath.Path(path).read_bytes().decode("utf-8-sig")  # a byte order mark is fine
     except (FileNotFoundError, IsADirectoryError):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"annotation file {path!r} does not exist. Check the path."
         ) from None
     except UnicodeDecodeError as error:
@@ -79,10 +81,13 @@ def _read_json(path: str) -> dict[str, Any]:
         raise UserError(f"{path}: malformed JSON ({error}). Is the file complete?") from None
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep nesting
         raise UserError(f"{path}: not an annotation file ({error}).") from None
+    if without_annotations and isinstance(content, dict):
+        content.setdefault("annotations", [])
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise UserError(
                 f'{path}: no list "{key}" at the top. A COCO detection file has "images", '
-                '"annotations" and "categories".'
+                '"annotations" and "categories". To get detections of images without annotations: '
+                "--mode=eval --config.eval.format_only=True."
             )
     return content

@@ -24,7 +24,7 @@ from atss_jax.data.file_names import name_of_url
 from atss_jax.data.identifiers import is_id, shown, sort_key, to_int64
 from atss_jax.data.image_files import FilePolicy, FolderSource, ListedImage, check_files
 from atss_jax.data.oddities import count_oddities
-from atss_jax.errors import UserError
+from atss_jax.errors import MissingFileError, UserError
 
 FULL_DECODE_LIMIT = 2000
 """Sets of at most this many images are decoded whole before training, as are all sets under
@@ -106,7 +106,7 @@ def make_dataset(content: Content, *, name: str, config: DataConfig) -> Detectio
     path = content.path
     category_ids, names = read_categories(content.categories, path)
     if not epath.Path(content.folder).is_dir():
-        raise FileNotFoundError(f"image folder {content.folder!r} does not exist. Check the path.")
+        raise MissingFileError(f"image folder {content.folder!r} does not exist. Check the path.")
     num_images = len(content.images) + len(content.bad_images)
     if not num_images:
         raise UserError(f"{path}: no image is listed. Check that it is the right one.")

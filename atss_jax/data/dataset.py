@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt
 
 from atss_jax.data.decoding import MAX_PIXELS
+from atss_jax.errors import UserError
 
 MAX_EXAMPLES = 50
 """Messages kept per kind of oddity; the counts are complete."""
@@ -96,7 +97,7 @@ class Health:
         counts = ", ".join(f"{kind}: {n}" for kind, n in sorted(self.bad.items()))
         shown = "\n  ".join(finding.message for finding in self.bad_examples[:10])
         if on_error == "strict":
-            raise ValueError(
+            raise UserError(
                 f"{name}: bad records ({counts}).\n  {shown}\nFix them, or drop them with "
                 'data.on_error="skip".'
             )
@@ -105,7 +106,7 @@ class Health:
             ("annotations", self.bad_annotations, self.num_annotations),
         ):
             if bad > max_bad_fraction * total:
-                raise ValueError(
+                raise UserError(
                     f"{name}: {bad} of {total} {what} are bad ({counts}), more than "
                     f"data.max_bad_fraction={max_bad_fraction}.\n  {shown}\nFix the data, or "
                     "raise data.max_bad_fraction."
@@ -132,7 +133,8 @@ class DetectionDataset:
       sizes: (h, w) px as the network sees them, after the EXIF policy.
       orientations: EXIF orientation to undo when decoding; 1 where pixels are taken as stored.
       class_names: by dense label.
-      category_ids: category id by dense label, ascending; likewise.
+      category_ids: category id by dense label; likewise. Ascending as read, in another order where
+        a network has another.
       annotations: everything that evaluation needs.
       source: the encoded images.
       health: what was found while reading.
@@ -161,7 +163,8 @@ class DetectionDataset:
         a = self.annotations
         boxes = training_boxes(a.xywh, self.sizes[a.record])
         keep = ~a.is_crowd & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        labels = np.searchsorted(np.array(self.category_ids), a.category_id).astype(np.int32)
+        by_id = np.argsort(self.category_ids)
+        labels = by_id[np.searchsorted(np.sort(self.category_ids), a.category_id)].astype(np.int32)
         offsets = np.searchsorted(a.record[keep], np.arange(len(self.image_ids) + 1))
         is_object = (a.xywh[keep, 2:] > MIN_OBJECT_SIDE).all(axis=1)
         has_objects = np.zeros(len(self.image_ids), bool)

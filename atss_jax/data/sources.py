@@ -12,8 +12,15 @@ from atss_jax.data.layouts import SplitSource, find_layout
 from atss_jax.errors import UserError
 
 
-def load_split(config: DataConfig, split: str) -> DetectionDataset:
+def load_split(
+    config: DataConfig, split: str, *, without_annotations: bool = False
+) -> DetectionDataset:
     """The "train" or "val" set of a recipe.
+
+    Args:
+      config: group "data".
+      split: "train" or "val".
+      without_annotations: a COCO file may lack its list of annotations, as test-dev's does.
 
     Raises:
       ValueError, FileNotFoundError: missing or malformed data.
@@ -24,7 +31,12 @@ def load_split(config: DataConfig, split: str) -> DetectionDataset:
         logging.info("data.root=%s: %s", config.root, layout)
         name = os.path.basename(os.path.abspath(config.root))
         source = layout.train if split == "train" else layout.val
-        return load_source(source, name=f"{name}/{split}", config=config)
+        return load_source(
+            source,
+            name=f"{name}/{split}",
+            config=config,
+            without_annotations=without_annotations,
+        )
     if config.source == "coco_json":
         for field, value in (("annotations", where.annotations), ("images", where.images)):
             if not value:
@@ -33,31 +45,45 @@ def load_split(config: DataConfig, split: str) -> DetectionDataset:
                     f"--config.data.root=..., or the path with --config.data.{split}_{field}=..."
                 )
         source = SplitSource("coco", where.annotations, where.images)
-        return load_source(source, name=f"{config.name}/{split}", config=config)
+        return load_source(
+            source,
+            name=f"{config.name}/{split}",
+            config=config,
+            without_annotations=without_annotations,
+        )
     from atss_jax.data import tfds_builders  # slow to import: only where it is used
 
     return tfds_builders.load_tfds(config.name, where.split, config.data_dir, config)
 
 
-def load_source(source: SplitSource, *, name: str, config: DataConfig) -> DetectionDataset:
+def load_source(
+    source: SplitSource, *, name: str, config: DataConfig, without_annotations: bool = False
+) -> DetectionDataset:
     """A split that `find_layout` found.
 
     Args:
       source: where it is.
       name: of the set, for messages.
       config: what is done with bad records, EXIF orientations, large images and odd paths.
+      without_annotations: a COCO file may lack its list of annotations.
 
     Raises:
       ValueError, FileNotFoundError: missing or malformed data.
     """
     if source.kind == "coco":
+        if without_annotations:  # indexes are of annotated sets
+            return _read(source, name, config, without_annotations=True)
         return load_indexed(source, name, config, lambda: _read(source, name, config))
     return _read(source, name, config)
 
 
-def _read(source: SplitSource, name: str, config: DataConfig) -> DetectionDataset:
+def _read(
+    source: SplitSource, name: str, config: DataConfig, *, without_annotations: bool = False
+) -> DetectionDataset:
     if source.kind == "coco":
-        content = coco.read_content(source.annotations, source.images)
+        content = coco.read_content(
+            source.annotations, source.images, without_annotations=without_annotations
+        )
     elif source.kind == "yolo":
         content = yolo.read_content(source.annotations, source.names)
     else:

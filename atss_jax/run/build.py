@@ -32,7 +32,9 @@ def load_dataset(config: Recipe, split: str) -> DetectionDataset:
     Raises:
       ValueError, FileNotFoundError: missing or malformed data.
     """
-    return sources.load_split(config.data, split)
+    return sources.load_split(
+        config.data, split, without_annotations=split == "val" and config.eval.format_only
+    )
 
 
 def make_plan(config: Recipe, dataset: DetectionDataset) -> BatchPlan:
