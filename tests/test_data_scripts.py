@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -104,3 +105,15 @@ def test_bench(run, source):
     assert summary["images_per_s_core"] > 0 and summary["ratio_to_bare"] > 0
     assert summary["rss_mb"] > 0 and summary["scaling_2_workers"] is None
     assert summary["padding"] > 0 and summary["ready_batch_ms"] > 0
+
+
+@pytest.mark.slow
+def test_bench_start(tmp_path):
+    sizes = ["--images=2100", "--annotations=5000"]
+    script = str(SCRIPTS / "bench_start.py")
+    command = [sys.executable, script, f"--folder={tmp_path}", *sizes]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    summary = json.loads(output.splitlines()[-1])
+    assert 1000 < summary["bytes_per_image"] < 65_536 and summary["peak_rss_mb"] > 50
+    assert summary["second_cpu_s"] < summary["first_cpu_s"]
+    assert len(list((tmp_path / "index").glob("*.npz"))) == 1

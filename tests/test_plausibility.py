@@ -194,3 +194,22 @@ def test_at_most_fifteen_lines(tmp_path):
         dataset.health.add_odd(Finding(f"kind_{n:02d}", "an example"))
     lines = start_report(dataset)
     assert len(lines) == MAX_LINES and "more kinds: `atss check`" in lines[-1]
+
+
+def test_more_objects_than_may_be_found(tmp_path):
+    contents = change_boxes(list)
+    entry = contents["valid"]["annotations"][0]
+    contents["valid"]["annotations"] += [
+        {**entry, "id": 1000 + n, "bbox": [n % 60, n // 2, 20, 12 + n % 7]} for n in range(101)
+    ]
+    root = write(tmp_path / "set", contents)
+    train, val = (load_split(DataConfig(root=str(root)), split) for split in ("train", "val"))
+    most = int(val.num_boxes.max())
+    lines = start_report(train, val, max_detections=300)
+    found = [line for line in lines if "can be found" in line]
+    assert found == [
+        "! 1 val images hold more objects than can be found (COCO's AP takes 100): image 1 "
+        f"(2_1.jpg) has {most}"
+    ]
+    few = start_report(train, val, max_detections=2)
+    assert any("eval.max_detections is 2" in line for line in few)

@@ -15,12 +15,17 @@ MIN_EXPECTED = 20
 """A class share is compared where as many objects would be expected in validation."""
 WILD_FACTOR = 3.0
 """Class shares of train and val that differ by more are named."""
+COCO_LIMIT = 100
+"""Detections per image that COCO's AP takes."""
 _HARMLESS = ("image_without_boxes", "annotation_id_missing", "annotation_id_zero", "area_missing")
 """Kinds of oddities that come last."""
 
 
 def start_report(
-    train: DetectionDataset, val: DetectionDataset | None = None, padding: float | None = None
+    train: DetectionDataset,
+    val: DetectionDataset | None = None,
+    padding: float | None = None,
+    max_detections: int | None = None,
 ) -> list[str]:
     """The lines to print before training.
 
@@ -28,6 +33,7 @@ def start_report(
       train: training set.
       val: validation set, None where there is none.
       padding: padded over content pixels of the plan, minus 1.
+      max_detections: most detections per image of the recipe.
     """
     sets = [train] if val is None else [train, val]
     head = [_about(dataset) for dataset in sets]
@@ -36,6 +42,7 @@ def start_report(
         head.append(f"padding: {100 * padding:.1f} % extra pixels")
     if val is not None:
         head += compare(train, val)
+        head += _limit_lines(val, max_detections)
     rest = [line for dataset in sets for line in _dropped(dataset)]
     rest += _odd_lines(sets)
     if len(head) + len(rest) > MAX_LINES:
@@ -78,6 +85,20 @@ def compare(train: DetectionDataset, val: DetectionDataset) -> list[str]:
         ]
         lines.append(f"! class shares differ: {', '.join(parts)}")
     return lines
+
+
+def _limit_lines(val: DetectionDataset, max_detections: int | None) -> list[str]:
+    """Says when an image holds more objects than may be found in it."""
+    limits = {"COCO's AP takes": COCO_LIMIT, "eval.max_detections is": max_detections or COCO_LIMIT}
+    name, limit = min(limits.items(), key=lambda item: item[1])
+    over = np.flatnonzero(val.num_boxes > limit)
+    if not len(over):
+        return []
+    most = int(np.argmax(val.num_boxes))
+    return [
+        f"! {len(over)} val images hold more objects than can be found ({name} {limit}): "
+        f"{val.describe(most)} has {val.num_boxes[most]}"
+    ]
 
 
 def class_counts(dataset: DetectionDataset) -> np.ndarray:

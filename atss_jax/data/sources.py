@@ -7,6 +7,7 @@ from atss_jax.data import coco, voc, yolo
 from atss_jax.data.config import DataConfig
 from atss_jax.data.content import make_dataset, take_share
 from atss_jax.data.dataset import DetectionDataset
+from atss_jax.data.index import load_indexed
 from atss_jax.data.layouts import SplitSource, find_layout
 from atss_jax.errors import UserError
 
@@ -69,6 +70,16 @@ def load_source(
     Raises:
       ValueError, FileNotFoundError: missing or malformed data.
     """
+    if source.kind == "coco":
+        if without_annotations:  # indexes are of annotated sets
+            return _read(source, name, config, without_annotations=True)
+        return load_indexed(source, name, config, lambda: _read(source, name, config))
+    return _read(source, name, config)
+
+
+def _read(
+    source: SplitSource, name: str, config: DataConfig, *, without_annotations: bool = False
+) -> DetectionDataset:
     if source.kind == "coco":
         content = coco.read_content(
             source.annotations, source.images, without_annotations=without_annotations

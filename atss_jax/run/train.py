@@ -94,7 +94,9 @@ def _train(
         build.eval_batches(config, dataset).close()  # sizes, boxes
     if jax.process_index() == 0:
         val_set = None if val is None else val.dataset
-        lines = start_report(setup.train_set, val_set, setup.plan.padding)
+        lines = start_report(
+            setup.train_set, val_set, setup.plan.padding, config.eval.max_detections
+        )
         print("\n".join(lines), flush=True)
     loader.check_overflow(setup.train_set, config.data.max_boxes, config.data.on_overflow)
     stop.check()
