@@ -53,6 +53,8 @@ OUTSIDE = {
     "tensorboardX": {"runtime"},
     "wandb": {"runtime"},
     "jax2onnx": {"run"},
+    "supervision": {"run"},
+    "huggingface_hub": {"models", "run"},
 }
 """Outside library -> the only places that may import it."""
 

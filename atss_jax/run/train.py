@@ -17,11 +17,23 @@ import numpy as np
 from etils import epath
 
 from atss_jax.data import loader
-from atss_jax.run import build, pictures, recipe_io, validation, workdir_files, workdir_lock
+from atss_jax.data.plausibility import start_report
+from atss_jax.run import (
+    auto_fields,
+    build,
+    classes,
+    evaluation_folder,
+    pictures,
+    recipe_io,
+    train_data,
+    validation,
+    workdir_files,
+    workdir_lock,
+)
 from atss_jax.run.recipe import Recipe
 from atss_jax.run.step_log import NonFiniteError, StepLog
 from atss_jax.run.stop_signal import Preempted, StopSignal
-from atss_jax.run.training_setup import Setup, initial_state, set_up
+from atss_jax.run.training_setup import Setup, initial_state, print_schedule_change, set_up
 from atss_jax.runtime import checkpoint_record, compiled, parallel
 from atss_jax.runtime.checkpoint import Checkpointer
 from atss_jax.runtime.metric_writer import MetricWriter, Progress, read_rows
@@ -64,17 +76,25 @@ def _train(
 ) -> dict[str, Any]:
     """Everything that may fail on a user's mistake first; only then is the workdir touched."""
     checkpoint_record.check_folder_name(workdir)
+    if auto_fields.is_automatic(config):
+        config = _in_numbers(config, with_evaluation)
     setup = set_up(config)
     stop.check()
     names, ids = setup.train_set.class_names, setup.train_set.category_ids
     workdir_files.check_workdir(config, workdir, training=True)
     workdir_files.check_classes(workdir, names, ids)
+    train_data.check(workdir, setup.train_set)
+    print_schedule_change(workdir, config, setup)
     val = None
     if with_evaluation:
         dataset = build.load_dataset(config, "val")
-        validation.check_same_classes(setup.train_set, dataset)
+        dataset = classes.in_order_of(dataset, names, setup.train_set.name)
         val = validation.Validation(config, setup.settings.model, setup.mesh, dataset=dataset)
-        loader.eval_batches(dataset, **build.eval_batch_keywords(config)).close()  # sizes, boxes
+        build.eval_batches(config, dataset).close()  # sizes, boxes
+    if jax.process_index() == 0:
+        val_set = None if val is None else val.dataset
+        lines = start_report(setup.train_set, val_set, setup.plan.padding)
+        print("\n".join(lines), flush=True)
     loader.check_overflow(setup.train_set, config.data.max_boxes, config.data.on_overflow)
     stop.check()
     state = None
@@ -83,9 +103,21 @@ def _train(
     common = dataclasses.replace(config, run=dataclasses.replace(config.run, process_id=0))
     parallel.assert_same_everywhere(recipe_io.recipe_to_json(common), "the configuration")
     parallel.assert_same_everywhere(setup.plan.fingerprint(), "the data plan")
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir_files.make_folder(workdir, "--workdir")
     with workdir_lock.hold(workdir):
         return _run_in(config, workdir, setup, val, state, stop)
+
+
+def _in_numbers(config: Recipe, with_evaluation: bool) -> Recipe:
+    """The recipe with every automatic field chosen; says what was chosen."""
+    build.make_mesh(config)  # joins the job: the devices count
+    train_set = build.load_dataset(config, "train")
+    val_set = build.load_dataset(config, "val") if with_evaluation else None
+    config, lines = auto_fields.resolve(config, train_set, val_set)
+    for line in lines:
+        if jax.process_index() == 0:
+            print(line, flush=True)
+    return config
 
 
 def _run_in(
@@ -97,8 +129,9 @@ def _run_in(
     stop: StopSignal,
 ) -> dict[str, Any]:
     """Claims the workdir, restores, and runs the loop."""
-    workdir_files.claim_workdir(config, workdir, training=True)
+    workdir_files.claim_workdir(config, workdir)
     workdir_files.write_classes(workdir, setup.train_set.class_names, setup.train_set.category_ids)
+    train_data.write(workdir, setup.train_set)
     compiled.use_compilation_cache(config.run.compilation_cache, workdir)
     checkpointer = Checkpointer(
         workdir / "checkpoints",
@@ -183,11 +216,8 @@ class _Loop:
         run, num_steps = self._config.run, self._setup.num_steps
         if self._start < num_steps:
             self._compile(state)
-            self._batches = loader.train_batches(
-                self._setup.train_set,
-                self._setup.plan,
-                start_step=self._start,
-                **build.train_batch_keywords(self._config),
+            self._batches = build.train_batches(
+                self._config, self._setup.train_set, self._setup.plan, self._start
             )
         else:
             self._progress.note(f"all {num_steps} steps are done already")
@@ -280,7 +310,7 @@ class _Loop:
         if outcome.metrics:
             self._progress.note(validation.summary(outcome.metrics))
         dataset = self._validation.dataset
-        validation.write_detections(self._workdir, dataset, outcome.detections)
+        evaluation_folder.write_detections(self._workdir, dataset, outcome.detections)
         pictures.after_evaluation(
             self._config,
             self._workdir,
@@ -325,6 +355,7 @@ class _Loop:
             return {}
         return workdir_files.write_result(
             self._workdir,
+            about=evaluation_folder.about(self._config, num_steps) if metrics else {},
             metrics=metrics,
             steps=num_steps,
             wall_seconds=seconds,
