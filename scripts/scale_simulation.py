@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 import numpy as np
+
 from peak_memory import peak_memory_mib
 
 COCO_TRAIN_IMAGES = 117_266
@@ -84,9 +85,7 @@ def main() -> None:
     if min([*options.processes, options.per_process, options.steps, options.images]) < 1:
         parser.error("all numbers must be 1 or more")
     for processes in options.processes:
-        found = simulate(
-            processes, options.per_process, steps=options.steps, images=options.images
-        )
+        found = simulate(processes, options.per_process, steps=options.steps, images=options.images)
         print(json.dumps(found))
 
 
