@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from atss_jax.assigners.registry import make_assigner
+from atss_jax.assigners.registry import make_assigner, make_warmup_assigner
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.models.detector import DetectorNetwork, frozen_mask, init_variables
@@ -56,6 +56,8 @@ def set_up(config: Recipe) -> Setup:
         loss=make_losses(config.loss, config.model.regression),
         accumulate=config.optim.accumulate,
         ema_decay=config.optim.ema_decay,
+        warmup_assign=make_warmup_assigner(config.assigner),
+        warmup_steps=config.assigner.warmup_steps,
     )
     abstract = jax.eval_shape(lambda v: train_step.init_state(settings, v), abstract_variables)
     shardings = parallel.state_shardings(abstract, mesh, fsdp=config.run.fsdp)
