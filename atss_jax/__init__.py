@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from atss_jax.geometry.anchors import AnchorGrid
     from atss_jax.run.detector import Detector
     from atss_jax.run.result import Result
+    from atss_jax.run.train_folder import Run, train
     from atss_jax.structures import Assignment, Detections, GroundTruth
 
 __version__ = "0.2.0"
@@ -43,10 +44,12 @@ _MODULES = {
     "Detector": "run.detector",
     "GroundTruth": "structures",
     "Result": "run.result",
+    "Run": "run.train_folder",
     "assign_atss": "assigners",
     "assign_max_iou": "assigners",
     "assign_spatial_scale": "assigners",
     "assign_top_k_iou": "assigners",
+    "train": "run.train_folder",
 }
 """Public name -> module of the package."""
 
@@ -57,10 +60,12 @@ __all__ = [
     "Detector",
     "GroundTruth",
     "Result",
+    "Run",
     "assign_atss",
     "assign_max_iou",
     "assign_spatial_scale",
     "assign_top_k_iou",
+    "train",
 ]
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import atss_jax
 from atss_jax.errors import UserError
+from atss_jax.run.recipe_io import default_workdir
 
 EXAMPLES = """\
 examples:
@@ -33,9 +34,6 @@ examples:
 `atss COMMAND --help` shows the arguments of one command. Every field of the recipe can be given to
 train, eval, predict, export and describe as --group.field=value; `atss config` lists them.
 """
-
-WORKDIRS = Path("workdirs")
-"""Where runs go that name no folder."""
 
 
 class Mode(NamedTuple):
@@ -75,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command in TOOLS:
             module = importlib.import_module(TOOLS[command][0])
-            return module.main(arguments[1:])
+            return module.main(_with_root(command, arguments[1:]))
         if command in MODES:
             flags = main_flags(command, arguments[1:])
             from atss_jax.main import run_from_command_line  # the flags' library, 1 s
@@ -153,7 +151,7 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
     if command == "train":
         if config is None:
             raise UserError("atss train: give a folder of data, or --config=RECIPE; see --help.")
-        workdir = workdir or str(WORKDIRS / default_name(folder or config))
+        workdir = workdir or str(default_workdir(folder or config))
         print(f"atss_jax {atss_jax.__version__}: {folder or config} -> {workdir}", flush=True)
     if command == "describe" and config is None and workdir is None:
         raise UserError("atss describe: give a folder (of data or of a run), or --config=RECIPE.")
@@ -171,6 +169,14 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
     return flags
 
 
+def _with_root(command: str, arguments: Sequence[str]) -> list[str]:
+    """Arguments of a tool; the first word after check and browse is their folder."""
+    first, *rest = arguments or [""]
+    if command in ("check", "browse") and first and not first.startswith("-"):
+        return [f"--root={first}", *rest]
+    return list(arguments)
+
+
 def _automatic(flags: Sequence[str]) -> list[str]:
     """What follows from the data of a folder, unless it is given."""
     given = {flag.removeprefix("--config.data.").partition("=")[0] for flag in flags}
@@ -180,17 +186,6 @@ def _automatic(flags: Sequence[str]) -> list[str]:
     if "max_boxes" not in given:
         chosen.append("--config.data.max_boxes=auto")
     return chosen
-
-
-def default_name(source: str) -> str:
-    """Name of the workdir of a folder of data, or of a recipe.
-
-    >>> default_name("/data/photos/"), default_name("configs/ablations.py:k=15,dcn")
-    ('photos', 'ablations-k_15-dcn')
-    """
-    name = Path(source.rstrip("/")).resolve().name if "/" in source else source
-    name = re.sub(r"\.py(?=$|:)", "", name.split("/")[-1])
-    return re.sub(r"[^\w.-]+", "-", name.replace("=", "_")).strip("-") or "run"
 
 
 def _with_group(flag: str) -> str:

@@ -4,10 +4,11 @@ A row is a recipe with its argument, the recipe that it is compared with, and th
 the two differ: no others do (a test compares them).
 """
 
-import importlib
-import importlib.util
 import re
 from typing import NamedTuple
+
+from atss_jax.configs import beyond
+from atss_jax.run import recipe_io
 
 BEYOND = "beyond"
 """Name of the table of recipes after the paper."""
@@ -202,12 +203,16 @@ def _after_the_paper() -> list[Row]:
         Row(BEYOND, name, ATSS, ATSS, (field,), fields=((field, value),))
         for name, (field, value) in fields.items()
     ]
-    if importlib.util.find_spec("atss_jax.configs.beyond"):
-        beyond = importlib.import_module("atss_jax.configs.beyond")
-        rows += [
-            Row(BEYOND, name, f"beyond:{argument}", ATSS, tuple(changes))
-            for name, argument, changes in beyond.ROWS
+    plain = recipe_io.recipe_to_dict(beyond.recipe())
+    for name in (*beyond.METHODS, *beyond.PARTS):
+        values = recipe_io.recipe_to_dict(beyond.recipe(name))
+        changes = [
+            f"{group}.{field}"
+            for group, fields in values.items()
+            for field, value in fields.items()
+            if value != plain[group][field]
         ]
+        rows.append(Row(BEYOND, name, f"beyond:{name}", ATSS, tuple(changes)))
     return rows
 
 

@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from atss_jax import cli
 from atss_jax.errors import UserError
+from atss_jax.run.recipe_io import default_workdir
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,13 @@ def test_help_and_version_import_no_jax(flag):
     )
 
 
+def test_check_takes_a_folder(capsys, tmp_path):
+    assert cli.main(["check", str(tmp_path / "nothing")]) == 2
+    assert "nothing" in capsys.readouterr().err
+
+
 def test_default_names_are_safe():
-    assert cli.default_name("C d*[e]") == "C-d-e"
+    assert str(default_workdir("C d*[e]")) == "workdirs/C-d-e"
+    assert str(default_workdir("..")) == f"workdirs/{Path('..').resolve().name}"
     with pytest.raises(UserError, match="give a folder"):
         cli.main_flags("train", [])

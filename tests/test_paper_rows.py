@@ -262,9 +262,8 @@ def test_every_run_trains_a_step_and_evaluates(tmp_path, prepared, run):
     small = load(f"mini:{RUNS[run].config}", RUNS[run].fields)
     small = dataclasses.replace(
         small,
-        data=dataclasses.replace(small.data, data_dir=prepared, global_batch=2),
+        data=dataclasses.replace(small.data, data_dir=prepared, global_batch=8),
         optim=dataclasses.replace(small.optim, num_steps=1),
-        eval=dataclasses.replace(small.eval, batch_size=2),
     )
     found = train.train(small, epath.Path(tmp_path), with_evaluation=True)
     assert found["steps"] == 1 and 0 <= found["metrics"]["AP"] <= 1

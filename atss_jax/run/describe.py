@@ -113,7 +113,10 @@ def _targets(grid: AnchorGrid) -> Targets:
 
 
 def count_macs(jaxpr: Any) -> int:
-    """Multiply-adds of the convolutions and matrix products of a jaxpr, loops unrolled."""
+    """Multiply-adds of the convolutions and matrix products of a jaxpr, loops unrolled.
+
+    Of branches (`lax.cond`, choices by platform) the one with most counts.
+    """
     total = 0
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
@@ -128,9 +131,10 @@ def count_macs(jaxpr: Any) -> int:
             total += math.prod(equation.outvars[0].aval.shape) * depth
         repeats = parameters.get("length", 1) if name == "scan" else 1
         for value in parameters.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                total += repeats * count_macs(inner)
+            branches = value if isinstance(value, (tuple, list)) else (value,)
+            inner = [getattr(branch, "jaxpr", branch) for branch in branches]
+            counts = [count_macs(each) for each in inner if hasattr(each, "eqns")]
+            total += repeats * max(counts, default=0)
     return total
 
 

@@ -3,7 +3,9 @@
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 from atss_jax.config import ConfigGroup, field_infos
@@ -201,3 +203,19 @@ def _short(value: Any) -> str:
     """A value for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def default_workdir(source: str) -> Path:
+    """Where a run goes that names no folder.
+
+    Args:
+      source: a folder of data, or a recipe.
+
+    >>> default_workdir("/data/photos/"), default_workdir("configs/ablations.py:k=15,dcn")
+    (PosixPath('workdirs/photos'), PosixPath('workdirs/ablations-k_15-dcn'))
+    """
+    name = re.sub(r"\.py(?=$|:)", "", source.rstrip("/").split("/")[-1])
+    if name in ("", ".", ".."):
+        name = Path(source).resolve().name
+    name = re.sub(r"[^\w.-]+", "-", name.replace("=", "_")).strip("-")
+    return Path("workdirs") / (name or "run")

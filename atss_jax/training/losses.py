@@ -47,9 +47,11 @@ def focal_loss(
     """
     logits = box_ops.at_least_float32(logits)
     is_class = labels[..., None] == jnp.arange(logits.shape[-1])
-    return optax.losses.sigmoid_focal_loss(
-        logits, is_class.astype(logits.dtype), alpha=alpha, gamma=gamma
-    )
+    # Closed form for labels of 0 and 1: one softplus, where a soft label needs two logarithms.
+    wrong = jnp.where(is_class, -logits, logits)  # logit of the wrong answer
+    cross_entropy = jax.nn.softplus(wrong)  # -ln p_t
+    weight = jnp.exp(gamma * (wrong - cross_entropy))  # (1 - p_t)^gamma
+    return jnp.where(is_class, alpha, 1 - alpha) * cross_entropy * weight
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -211,7 +211,7 @@ def train_step(
         gradients, losses, batch_stats = _accumulate(
             gradient_fn, state, _split((batch, targets), count), norms
         )
-    return _update(settings, state, gradients, losses, batch_stats)
+    return update_state(settings, state, gradients, losses, batch_stats)
 
 
 def _forward(settings, params, batch_stats, batch):
@@ -262,8 +262,18 @@ def _accumulate(gradient_fn, state, micro_batches, norms):
     return gradients, losses._replace(num_positives=norms.num_positives), batch_stats
 
 
-def _update(settings, state, gradients, losses, batch_stats):
-    """The new state and the metrics of the old one."""
+def update_state(
+    settings: StepSettings, state: TrainState, gradients: Any, losses: Losses, batch_stats: Any
+) -> tuple[TrainState, StepMetrics]:
+    """The new state and the metrics of the old one.
+
+    Args:
+      settings: constants of the step.
+      state: before the update.
+      gradients: like its parameters.
+      losses: of the global batch.
+      batch_stats: the new statistics.
+    """
     grad_norm = optim.global_norm(gradients, settings.frozen)
     is_finite = jnp.isfinite(losses.total) & jnp.isfinite(grad_norm)
     updates, opt_state = settings.optimizer.update(
