@@ -51,12 +51,66 @@ def _star(base: Recipe) -> Recipe:
     return replace(base, model=model)
 
 
+def _dynamic(base: Recipe) -> Recipe:
+    return replace(base, model=replace(base.model, dynamic_blocks=6, head_convs=0))
+
+
+def _tal(base: Recipe) -> Recipe:
+    # mmdetection's TOOD: 4 of 12 epochs, here of 90,000 steps
+    return replace(base, assigner=replace(base.assigner, name="task_aligned", warmup_steps=30_000))
+
+
+def _r50_v2(base: Recipe) -> Recipe:
+    return replace(
+        base,
+        model=replace(
+            base.model,
+            flavour="torchvision",
+            backbone_norm="batch_norm",
+            frozen_stages=0,
+            init_from="timm/resnet50.tv_in1k",
+        ),
+        data=replace(
+            base.data,
+            train_short_sides=tuple(range(480, 801, 32)),
+            mean=(123.675, 116.28, 103.53),
+            std=(58.395, 57.12, 57.375),
+            channel_order="rgb",
+        ),
+        optim=replace(
+            base.optim,
+            name="adamw",
+            learning_rate=1e-4,
+            num_steps=0,
+            num_epochs=26,
+            decay_at=(16 / 26, 22 / 26),
+            warmup="linear",
+            warmup_steps=1000,
+            warmup_factor=0.001,
+            weight_decay=0.05,
+            decay_norms=False,
+            bias_lr_factor=1.0,
+        ),
+    )
+
+
+def _lsj(base: Recipe) -> Recipe:
+    data = replace(
+        base.data, train_short_sides=(), augmentations=("flip(0.5)", "scale_crop(0.1, 2.0)")
+    )
+    return replace(base, data=data)
+
+
 PARTS: dict[str, Callable[[Recipe], Recipe]] = {
     "qfl": _qfl,
     "dfl": _dfl,
     "dgqp": _dgqp,
     "vfl": _vfl,
     "star": _star,
+    "dynamic": _dynamic,
+    "tal": _tal,
+    "r50_v2": _r50_v2,
+    "lsj": _lsj,
 }
 """Name of a part -> what it changes, in the order of application."""
 

@@ -21,6 +21,16 @@ FIELDS = {
     "dgqp": {"model.distribution_quality"},
     "vfl": {"model.centerness", "loss.cls_loss", "loss.box_weights", "eval.score"},
     "star": {"model.regression", "model.point_activation", "model.star_refinement"},
+    "dynamic": {"model.dynamic_blocks", "model.head_convs"},
+    "tal": {"assigner.name", "assigner.warmup_steps"},
+    "r50_v2": {
+        *("model.flavour", "model.backbone_norm", "model.frozen_stages", "model.init_from"),
+        *("data.train_short_sides", "data.mean", "data.std", "data.channel_order"),
+        *("optim.name", "optim.learning_rate", "optim.num_steps", "optim.num_epochs"),
+        *("optim.decay_at", "optim.warmup", "optim.warmup_steps", "optim.warmup_factor"),
+        *("optim.weight_decay", "optim.decay_norms", "optim.bias_lr_factor"),
+    },
+    "lsj": {"data.augmentations"},
 }
 """Part -> the fields that it changes."""
 
@@ -71,7 +81,10 @@ def test_parts_that_do_not_go_together_are_refused(arg, message):
 
 def tiny_version(name: str, folder, **more: object) -> Recipe:
     """A recipe's own fields, but for the large ones, on the tiny run."""
-    small = {"optim.num_steps": 2, "eval.num_pictures": 0, "eval.score_threshold": 0.0}
+    small = {"optim.num_steps": 2, "optim.num_epochs": 0, "model.init_from": ""}
+    small |= {"eval.num_pictures": 0, "eval.score_threshold": 0.0}
+    if name == "tal":
+        small["assigner.warmup_steps"] = 1
     fields = {k: v for k, v in changes(beyond.recipe(name)).items() if not k.startswith("data.")}
     fields = {**fields, **small, **more}
     return tiny.make_config(folder, **{k.replace(".", "__"): v for k, v in fields.items()})
@@ -92,7 +105,7 @@ def one_device(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dfl", "gfl", "gflv2", "star", "vfnet"])
+@pytest.mark.parametrize("name", ["dfl", "gfl", "gflv2", "star", "vfnet", "tal", "r50_v2"])
 def test_it_trains_evaluates_and_exports(name, folder, one_device, tmp_path):
     config = tiny_version(name, folder)
     workdir = epath.Path(tmp_path)

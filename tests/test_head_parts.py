@@ -1,5 +1,7 @@
 """Parts of later heads: distribution quality and star sampling, against NumPy; gradients."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from atss_jax.errors import UserError
 from atss_jax.models.config import ModelConfig
 from atss_jax.models.distributions import DistributionQuality, joint_logits
+from atss_jax.models.dynamic_head import DynamicBlock, DynamicRelu, resize_own
 from atss_jax.models.head import Head
 from atss_jax.models.star_refinement import StarConv, star_offsets
 
@@ -26,7 +29,8 @@ def test_distribution_quality_by_hand():
     one, two = variables["params"]["hidden"], variables["params"]["quality"]
     hidden = np.maximum(features @ one["kernel"] + one["bias"], 0)
     expected = (hidden @ two["kernel"] + two["bias"])[:, 0]
-    np.testing.assert_allclose(module.apply(variables, jnp.asarray(logits)), expected, rtol=1e-4)
+    found = np.asarray(module.apply(variables, jnp.asarray(logits)))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_joint_logits_are_those_of_the_product():
@@ -74,6 +78,7 @@ def test_star_offsets_of_a_box_of_one_cell_each_way_are_none():
 HEADS = {
     "gfl": {"regression": "point", "side_bins": 8},
     "gflv2": {"regression": "point", "side_bins": 8, "distribution_quality": True},
+    "dynamic": {"dynamic_blocks": 1},
     "vfnet": {"regression": "point", "point_activation": "exp", "star_refinement": True},
 }
 
@@ -100,7 +105,8 @@ def test_what_only_losses_read_is_given_in_training_alone(head_case):
     plain = jax.eval_shape(lambda: head.apply(variables, features, masks))
     train = jax.eval_shape(lambda: head.apply(variables, features, masks, train=True))
     assert plain.side_logits is None and plain.first_boxes is None
-    assert (train.side_logits is None) != (train.first_boxes is None)
+    assert (train.side_logits is None) == (not head.config.side_bins)
+    assert (train.first_boxes is None) == (not head.config.star_refinement)
     assert [x.shape for x in plain.box_regression] == [(2, 4, 6, 1, 4), (2, 2, 3, 1, 4)]
 
 
@@ -119,7 +125,7 @@ def test_boxes_start_inside_the_image_and_gradients_are_finite(head_case):
     for x in of_features:  # the second image has no part in it
         assert np.any(x[0]) and not np.any(x[1])
     for x in outputs.box_regression:
-        assert np.all(x >= 0) and np.all(x < 9)
+        assert head.config.regression == "box" or (np.all(x >= 0) and np.all(x < 9))
 
 
 @pytest.mark.parametrize(
@@ -134,3 +140,67 @@ def test_boxes_start_inside_the_image_and_gradients_are_finite(head_case):
 def test_parts_that_lack_what_they_work_on_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
         ModelConfig(**fields)
+
+
+def test_resizing_ties_corners_to_corners_of_the_own_cells():
+    ramp = np.add.outer(np.arange(3.0) * 2, np.arange(4.0) * 3)
+    x = np.zeros((1, 5, 6, 1), np.float32)
+    x[0, :3, :4, 0] = ramp
+    mask, out_mask = np.zeros((1, 5, 6), bool), np.zeros((1, 9, 10), bool)
+    mask[:, :3, :4] = True
+    out_mask[:, :5, :7] = True
+    found = resize_own(jnp.asarray(x), jnp.asarray(mask), (9, 10), jnp.asarray(out_mask))
+    expected = np.add.outer(np.arange(5.0), np.arange(7.0) * 1.5)
+    np.testing.assert_allclose(found[0, :5, :7, 0], expected, rtol=1e-5)
+    assert not np.any(found[0, 5:]) and not np.any(found[0, :, 7:])
+
+
+def test_dynamic_relu_by_hand():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(2, 3, 3, 8)).astype(np.float32)
+    module = DynamicRelu()
+    variables = module.init(jax.random.key(0), jnp.asarray(x), None)
+    variables = jax.tree.map(lambda v: jnp.asarray(rng.normal(size=v.shape), v.dtype), variables)
+    one, two = variables["params"]["hidden"], variables["params"]["coefficients"]
+    hidden = np.maximum(x.mean((1, 2)) @ one["kernel"] + one["bias"], 0)
+    raw = np.clip((hidden @ two["kernel"] + two["bias"] + 3) / 6, 0, 1) - 0.5
+    a1, b1, a2, b2 = (raw[:, None, None, 8 * i : 8 * i + 8] for i in range(4))
+    expected = np.maximum(x * (2 * a1 + 1) + b1, x * 2 * a2 + b2)
+    found = np.asarray(module.apply(variables, jnp.asarray(x), None))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_dynamic_block_with_fresh_offsets_is_plain_convolutions():
+    """Offsets start at 0 and masks at 1/2: convolutions of half strength, by NumPy."""
+    rng = np.random.default_rng(4)
+    maps = [rng.normal(size=(1, s, s, 4)).astype(np.float32) for s in (4, 2)]
+    block = DynamicBlock()
+    features = tuple(jnp.asarray(x) for x in maps)
+    variables = block.init(jax.random.key(0), features, (None, None))
+    params = variables["params"]
+    params["level_score"]["kernel"] = jnp.asarray(rng.normal(size=(4, 1)), jnp.float32)
+
+    def convolved(x, name, stride):
+        padded = np.pad(x[0], ((1, 1), (1, 1), (0, 0)))
+        kernel, side = np.asarray(params[f"{name}_kernel"]), x.shape[1] // stride
+        y = np.zeros((side, side, 4))
+        for i, j in np.ndindex(side, side):
+            window = padded[i * stride : i * stride + 3, j * stride : j * stride + 3]
+            y[i, j] = np.einsum("ijc,ijcn->n", window, kernel) / 2
+        # GroupNorm: as many groups as channels
+        y = (y - y.mean((0, 1))) / np.sqrt(y.var((0, 1)) + 1e-5)
+        score = np.maximum(y.mean((0, 1)) @ np.asarray(params["level_score"]["kernel"]), 0)
+        return y * np.clip((score + 3) / 6, 0, 1)
+
+    weights = np.maximum(1 - np.abs(np.arange(4)[:, None] / 3 - np.arange(2)), 0)
+    above = np.einsum("yi,xj,bijc->byxc", weights, weights, maps[1])
+    sums = (
+        (convolved(maps[0], "own", 1) + convolved(above, "coarser", 1)) / 2,
+        (convolved(maps[1], "own", 1) + convolved(maps[0], "finer", 2)) / 2,
+    )
+    activation = DynamicRelu()
+    found: Any = block.apply({"params": params}, features, (None, None))
+    for x, y in zip(found, sums, strict=True):
+        own = {"params": params["activation"]}
+        expected = np.asarray(activation.apply(own, jnp.asarray(y[None], jnp.float32), None))
+        np.testing.assert_allclose(np.asarray(x), expected, rtol=2e-3, atol=2e-3)

@@ -189,3 +189,21 @@ def test_ema_follows_and_starts_fast():
     np.testing.assert_allclose(first["w"], 0.9)  # 1 - 1 / 10
     late = optim.update_ema(ema, {"w": jnp.ones(2)}, decay=0.9, step=jnp.int32(10**6))
     np.testing.assert_allclose(late["w"], 0.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_norms_decay_unless_the_recipe_says_no(name):
+    params = {"norm": {"scale": jnp.ones(2), "bias": jnp.ones(2)}, "conv": {"kernel": jnp.ones(2)}}
+    frozen = jax.tree.map(lambda _: False, params)
+
+    def moved(decay_norms):
+        config = OptimConfig(name=name, weight_decay=0.1, decay_norms=decay_norms)
+        optimizer = optim.make_optimizer(params, frozen, config, lambda step: 0.5)
+        zero = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = optimizer.update(zero, optimizer.init(params), params)
+        return jax.tree.map(lambda u: float(u[0]), updates)
+
+    decayed, kept = moved(True), moved(False)
+    assert decayed["conv"] == kept["conv"] == {"kernel": pytest.approx(-0.05)}
+    assert decayed["norm"] == {"scale": pytest.approx(-0.05), "bias": 0.0}
+    assert kept["norm"] == {"scale": 0.0, "bias": 0.0}

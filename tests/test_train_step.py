@@ -229,3 +229,16 @@ def test_accumulation_is_the_whole_batch_for_predictions_too(run):
         np.testing.assert_allclose(others[name], momentum, atol=1e-5 * largest, err_msg=name)
     # Another count of devices: the assignment inside the loss function stays local.
     assert_same_training(whole, run(4, steps=1, **TASK_ALIGNED))
+
+
+def test_atss_assigns_until_the_warm_up_is_over(run):
+    """The first step is ATSS' to the last bit of its counts, the second is not."""
+    static, _ = run(1, steps=2, model__backbone_norm="frozen_bn")
+    aligned, _ = run(1, steps=1, **TASK_ALIGNED)
+    metrics, _ = run(1, steps=2, **TASK_ALIGNED, assigner__warmup_steps=1)
+    assert metrics[0].num_positives == static[0].num_positives != aligned[0].num_positives
+    np.testing.assert_allclose(metrics[0].loss, static[0].loss, rtol=1e-6)
+    assert metrics[1].num_positives not in (0, static[1].num_positives)
+    parts, _ = run(1, steps=2, **TASK_ALIGNED, assigner__warmup_steps=1, optim__accumulate=2)
+    for one, other in zip(metrics, parts, strict=True):
+        assert one.num_positives == other.num_positives

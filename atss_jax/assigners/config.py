@@ -4,6 +4,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from atss_jax.config import ConfigGroup, Range
+from atss_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,3 +33,14 @@ class AssignerConfig(ConfigGroup, name="assigner"):
     """task_aligned: exponent of the class probability."""
     alignment_beta: Annotated[float, Range(0)] = 6.0
     """task_aligned: exponent of the IoU of the predicted box."""
+    warmup_steps: Annotated[int, Range(0)] = 0
+    """task_aligned: steps at the start of a run in which ATSS assigns, while predictions say
+    nothing yet (mmdetection's TOOD: 4 of 12 epochs)."""
+
+    def check(self) -> None:
+        """Only an assigner that looks at predictions has a warm-up."""
+        if self.warmup_steps and self.name != "task_aligned":
+            raise UserError(
+                f"config.assigner.warmup_steps={self.warmup_steps} with config.assigner.name="
+                f'{self.name!r}: only task_aligned has a warm-up. Set 0, or name="task_aligned".'
+            )

@@ -54,3 +54,10 @@ def make_assigner(config: AssignerConfig) -> Callable:
                 alpha=config.alignment_alpha,
                 beta=config.alignment_beta,
             )
+
+
+def make_warmup_assigner(config: AssignerConfig) -> Callable | None:
+    """What assigns in the first `config.warmup_steps` steps: ATSS; None without warm-up."""
+    if not config.warmup_steps:
+        return None
+    return functools.partial(assign_atss, candidates_per_level=config.candidates_per_level)

@@ -44,6 +44,9 @@ class ModelConfig(ConfigGroup, name="model"):
     """Input of P6: p5 (ATSS, FCOS) or c5 (RetinaNet)."""
     relu_before_p7: bool = True
     """Whether P7 is computed from relu(P6)."""
+    dynamic_blocks: Annotated[int, Range(0)] = 0
+    """Blocks of attention over levels, places and channels before the towers (Dynamic head, arXiv
+    2106.08322: 6, with head_convs 0)."""
     head_convs: Annotated[int, Range(0)] = 4
     """3x3 convolutions of each tower."""
     head_norm: Literal["group_norm", "none"] = "group_norm"

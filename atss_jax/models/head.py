@@ -15,6 +15,7 @@ from atss_jax.models import layers
 from atss_jax.models.config import ModelConfig
 from atss_jax.models.deform_conv import DeformConv
 from atss_jax.models.distributions import DistributionQuality, expected_distances, joint_logits
+from atss_jax.models.dynamic_head import DynamicBlock
 from atss_jax.models.star_refinement import StarConv
 from atss_jax.structures import HeadOutputs
 from atss_jax.typing import Array, Bool, Float
@@ -99,6 +100,8 @@ class Head(nn.Module):
           train: give what only losses read, too.
         """
         config = self.config
+        for i in range(config.dynamic_blocks):
+            features = DynamicBlock(self.dtype, name=f"dynamic{i}")(features, masks)
 
         def tower(name):
             return Tower(config, self.dtype, name=name)(features, masks)

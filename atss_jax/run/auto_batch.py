@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from atss_jax.assigners.registry import make_assigner
+from atss_jax.assigners.registry import make_assigner, make_warmup_assigner
 from atss_jax.errors import UserError
 from atss_jax.models.detector import DetectorNetwork, frozen_mask, init_variables
 from atss_jax.run.predict_steps import normalization
@@ -94,6 +94,8 @@ def step_bytes(config: Recipe, num_classes: int, images: int) -> int:
         loss=make_losses(config.loss, config.model.regression),
         accumulate=config.optim.accumulate,
         ema_decay=config.optim.ema_decay,
+        warmup_assign=make_warmup_assigner(config.assigner),
+        warmup_steps=config.assigner.warmup_steps,
     )
     state = jax.eval_shape(lambda v: train_step.init_state(settings, v), variables)
     batch = _abstract_batch(largest, images, config.data.max_boxes)

@@ -8,7 +8,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from atss_jax.assigners.registry import make_assigner
+from atss_jax.assigners.registry import make_assigner, make_warmup_assigner
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.models.detector import DetectorNetwork, frozen_mask, init_variables
@@ -70,6 +70,8 @@ def step_settings(config: Recipe, num_classes: int, num_steps: int) -> StepSetti
         loss=make_losses(config.loss, config.model.regression),
         accumulate=config.optim.accumulate,
         ema_decay=config.optim.ema_decay,
+        warmup_assign=make_warmup_assigner(config.assigner),
+        warmup_steps=config.assigner.warmup_steps,
     )
 
 

@@ -84,6 +84,8 @@ class OptimConfig(ConfigGroup, name="optim"):
     """sgd: momentum; adamw: b1; other optimizers keep optax's defaults."""
     weight_decay: Annotated[float, Range(0)] = 1e-4
     """Decay of kernels and of what is neither a bias nor frozen."""
+    decay_norms: bool = True
+    """Whether `weight_decay` also acts on the scales of normalisation layers (official solver)."""
     bias_lr_factor: Annotated[float, Range(above=0)] = 2.0
     """Factor on the learning rate of biases (official solver)."""
     bias_weight_decay: Annotated[float, Range(0)] = 0.0

@@ -7,7 +7,7 @@ twice as fast and without weight decay. Frozen parameters get no update and no o
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -101,6 +101,18 @@ def is_bias(path: tuple[Any, ...]) -> bool:
     return "bias" in str(getattr(path[-1], "key", path[-1]))
 
 
+def is_norm_scale(path: tuple[Any, ...]) -> bool:
+    """True for the scales of normalisation layers."""
+    return str(getattr(path[-1], "key", path[-1])) == "scale"
+
+
+def decay_of(path: tuple[Any, ...], config: OptimConfig) -> float:
+    """The weight decay of a parameter."""
+    if is_bias(path):
+        return config.bias_weight_decay
+    return config.weight_decay if config.decay_norms or not is_norm_scale(path) else 0.0
+
+
 def make_optimizer(
     params: Params, frozen: Params, config: OptimConfig, schedule: Schedule
 ) -> optax.GradientTransformation:
@@ -143,7 +155,7 @@ def _build(
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.name in OFFICIAL:
         bias = jax.tree_util.tree_map_with_path(lambda path, _: is_bias(path), params)
-        decay = jax.tree.map(lambda b: config.bias_weight_decay if b else config.weight_decay, bias)
+        decay = jax.tree_util.tree_map_with_path(lambda path, _: decay_of(path, config), params)
         rate = jax.tree.map(lambda b: config.bias_lr_factor if b else 1.0, bias)
         if config.name == "sgd":
             steps = [_add_decay(decay), optax.trace(config.momentum)]
@@ -180,14 +192,20 @@ def named_optimizer(config: OptimConfig, schedule: Schedule) -> optax.GradientTr
             return function(rate, weight_decay=decay)
         return optax.chain(optax.add_decayed_weights(decay), function(rate))
 
+    groups: dict[Hashable, optax.GradientTransformation] = {
+        "weight": of_group(1.0, config.weight_decay),
+        "bias": of_group(config.bias_lr_factor, config.bias_weight_decay),
+    }
+    if not config.decay_norms:
+        groups["norm"] = of_group(1.0, 0.0)
+
+    def group_of(path, _):
+        if is_bias(path):
+            return "bias"
+        return "norm" if is_norm_scale(path) and "norm" in groups else "weight"
+
     return optax.partition(
-        {
-            "weight": of_group(1.0, config.weight_decay),
-            "bias": of_group(config.bias_lr_factor, config.bias_weight_decay),
-        },
-        lambda params: jax.tree_util.tree_map_with_path(
-            lambda path, _: "bias" if is_bias(path) else "weight", params
-        ),
+        groups, lambda params: jax.tree_util.tree_map_with_path(group_of, params)
     )
 
 

@@ -73,6 +73,10 @@ class StepSettings(NamedTuple):
     """Micro-batches per step."""
     ema_decay: float = 0.0
     """0 for no moving average."""
+    warmup_assign: Callable | None = None
+    """Of one image, (grid, image_size, gt) -> Assignment, in the first `warmup_steps` steps, where
+    `assign` looks at predictions; None for `assign` from the start."""
+    warmup_steps: int = 0
 
 
 def init_state(settings: StepSettings, variables: Any) -> TrainState:
@@ -155,17 +159,26 @@ def train_step(
     is_static = not needs_predictions(settings.assign)
     count = settings.accumulate
 
-    def assign(batch, outputs=None):
-        predictions = None
-        if outputs is not None:
-            predictions = predictions_of(outputs, grid, regression=settings.loss.regression)
+    def assign_by(assign_image, batch, predictions=None):
         return assign_targets(
-            settings.assign,
+            assign_image,
             grid,
             batch.image_size,
             batch.ground_truth,
             predictions=predictions,
             mesh=mesh,
+        )
+
+    def assign(batch, outputs=None):
+        if outputs is None:
+            return assign_by(settings.assign, batch)
+        predictions = predictions_of(outputs, grid, regression=settings.loss.regression)
+        if settings.warmup_assign is None:
+            return assign_by(settings.assign, batch, predictions)
+        return jax.lax.cond(
+            state.step < settings.warmup_steps,
+            lambda: assign_by(settings.warmup_assign, batch),
+            lambda: assign_by(settings.assign, batch, predictions),
         )
 
     def loss_fn(params, batch_stats, batch, targets, norms):
