@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command in TOOLS:
             module = importlib.import_module(TOOLS[command][0])
-            return module.main(arguments[1:])
+            return module.main(_with_root(command, arguments[1:]))
         if command in MODES:
             flags = main_flags(command, arguments[1:])
             from atss_jax.main import run_from_command_line  # the flags' library, 1 s
@@ -167,6 +167,14 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
             )
         flags.append(f"--config.predict.input={given.input[0]}")
     return flags
+
+
+def _with_root(command: str, arguments: Sequence[str]) -> list[str]:
+    """Arguments of a tool; the first word after check and browse is their folder."""
+    first, *rest = arguments or [""]
+    if command in ("check", "browse") and first and not first.startswith("-"):
+        return [f"--root={first}", *rest]
+    return list(arguments)
 
 
 def _automatic(flags: Sequence[str]) -> list[str]:

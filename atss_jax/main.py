@@ -129,7 +129,7 @@ def numbers_for_auto(argv: Sequence[str]) -> list[str]:
 
 
 def run_from_command_line(argv: Sequence[str] | None = None) -> None:
-    """Entry point: errors of the user are one line and exit code 2, not a traceback.
+    """Entry point: a `UserError` is one line and exit code 2; all others keep their traceback.
 
     Args:
       argv: flags, None for those of the process.
@@ -174,7 +174,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 def _friendly(argv: Sequence[str]) -> Any:
     try:
         return main(argv)
-    except (ValueError, FileNotFoundError) as error:
+    except UserError as error:  # before the loop: there, `train` turns it into a LoopError
         _refuse(error)
 
 

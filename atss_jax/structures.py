@@ -50,6 +50,8 @@ class HeadOutputs(NamedTuple):
     """None when the head has no centerness branch."""
     side_logits: tuple[Float[Array, "*B h w a 4 bins"], ...] | None = None
     """In training: logits of the distributions whose means are the distances; None without them."""
+    first_boxes: tuple[Float[Array, "*B h w a 4"], ...] | None = None
+    """In training: distances before they were refined; None without refinement."""
 
 
 class Predictions(NamedTuple):

@@ -33,18 +33,44 @@ def _dfl(base: Recipe) -> Recipe:
     return replace(base, model=replace(base.model, regression="point", side_bins=16))
 
 
+def _dgqp(base: Recipe) -> Recipe:
+    return replace(base, model=replace(base.model, distribution_quality=True))
+
+
+def _vfl(base: Recipe) -> Recipe:
+    return replace(
+        base,
+        model=replace(base.model, centerness="none"),
+        loss=replace(base.loss, cls_loss="varifocal", box_weights="iou"),
+        eval=replace(base.eval, score="cls"),
+    )
+
+
+def _star(base: Recipe) -> Recipe:
+    model = replace(base.model, regression="point", point_activation="exp", star_refinement=True)
+    return replace(base, model=model)
+
+
 PARTS: dict[str, Callable[[Recipe], Recipe]] = {
     "qfl": _qfl,
     "dfl": _dfl,
+    "dgqp": _dgqp,
+    "vfl": _vfl,
+    "star": _star,
 }
 """Name of a part -> what it changes, in the order of application."""
 
 METHODS = {
     "gfl": ("qfl", "dfl"),
+    "gflv2": ("qfl", "dfl", "dgqp"),
+    "vfnet": ("vfl", "star"),
 }
 """Name of a method -> its parts."""
 
-CONTRADICTIONS: tuple[tuple[str, str], ...] = ()
+NEEDS = {"dgqp": "dfl"}
+"""A part -> the part that it works on."""
+
+CONTRADICTIONS = (("qfl", "vfl"), ("dfl", "star"))
 """Parts that set the same thing to different values."""
 
 
@@ -55,7 +81,7 @@ def recipe(arg: str = "") -> Recipe:
       arg: names of `PARTS` and `METHODS`, "name,name".
 
     Raises:
-      UserError: an unknown name, or parts that contradict each other.
+      UserError: an unknown name, or parts that contradict each other or lack what they work on.
     """
     chosen = common.parse_arg(arg, **dict.fromkeys((*PARTS, *METHODS), False))
     parts = {part for part in PARTS if chosen[part]}
@@ -64,6 +90,9 @@ def recipe(arg: str = "") -> Recipe:
     for one, other in CONTRADICTIONS:
         if {one, other} <= parts:
             raise UserError(f"config argument {arg!r}: {one} and {other} exclude each other.")
+    for one, other in NEEDS.items():
+        if one in parts and other not in parts:
+            raise UserError(f"config argument {arg!r}: {one} works on {other}. Add {other}.")
     made = atss_r50_fpn_1x.recipe()
     for name, change in PARTS.items():
         made = change(made) if name in parts else made

@@ -218,13 +218,14 @@ def times(costs: list[Cost], hertz: float) -> dict[str, Any]:
     milliseconds = 1e3 / hertz
     kinds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
     parts: dict[str, dict[str, float]] = {}
-    lines: collections.Counter[str] = collections.Counter()
+    lines: dict[str, float] = {}
     for cost in costs:
         ms = (cost.cycles or 0) * milliseconds
         kinds[cost.kind] += ms
         entry = parts.setdefault(cost.part, {"forward": 0.0, "backward": 0.0})
         entry["backward" if cost.backward else "forward"] += ms
-        lines[cost.source or "none"] += ms
+        line = cost.source or "none"
+        lines[line] = lines.get(line, 0.0) + ms
     total = sum(kinds.values())
     ranked = sorted(costs, key=lambda c: -(c.cycles or 0))[:20]
     return {
@@ -233,7 +234,7 @@ def times(costs: list[Cost], hertz: float) -> dict[str, Any]:
         "data_movement_share": kinds["data movement"] / total if total else None,
         "ms_by_kind": {k: v for k, v in kinds.items() if v},
         "ms_by_part": dict(sorted(parts.items(), key=lambda item: -sum(item[1].values()))),
-        "ms_by_line": dict(lines.most_common(20)),
+        "ms_by_line": dict(sorted(lines.items(), key=lambda item: -item[1])[:20]),
         "largest": [
             {
                 "ms": (c.cycles or 0) * milliseconds,

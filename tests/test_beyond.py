@@ -18,6 +18,9 @@ from tests import tiny
 FIELDS = {
     "qfl": {"model.centerness", "loss.cls_loss", "loss.box_weights", "eval.score"},
     "dfl": {"model.regression", "model.side_bins"},
+    "dgqp": {"model.distribution_quality"},
+    "vfl": {"model.centerness", "loss.cls_loss", "loss.box_weights", "eval.score"},
+    "star": {"model.regression", "model.point_activation", "model.star_refinement"},
 }
 """Part -> the fields that it changes."""
 
@@ -36,7 +39,9 @@ def changes(recipe: Recipe) -> dict[str, object]:
 
 @pytest.mark.parametrize("part", beyond.PARTS)
 def test_a_part_changes_its_own_fields(part):
-    assert changes(beyond.recipe(part)).keys() == FIELDS[part]
+    needed = beyond.NEEDS.get(part)
+    expected = FIELDS[part] | (FIELDS[needed] if needed else set())
+    assert changes(beyond.recipe(f"{part},{needed}" if needed else part)).keys() == expected
 
 
 @pytest.mark.parametrize("method", beyond.METHODS)
@@ -53,6 +58,15 @@ def test_without_a_name_it_is_the_paper():
 def test_an_unknown_name_is_refused():
     with pytest.raises(UserError, match="Did you mean 'gfl'"):
         beyond.recipe("gfll")
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [("gfl,vfl", "qfl and vfl exclude"), ("dfl,star", "exclude"), ("dgqp", "Add dfl")],
+)
+def test_parts_that_do_not_go_together_are_refused(arg, message):
+    with pytest.raises(UserError, match=message):
+        beyond.recipe(arg)
 
 
 def tiny_version(name: str, folder, **more: object) -> Recipe:
@@ -78,7 +92,7 @@ def one_device(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dfl", "gfl"])
+@pytest.mark.parametrize("name", ["dfl", "gfl", "gflv2", "star", "vfnet"])
 def test_it_trains_evaluates_and_exports(name, folder, one_device, tmp_path):
     config = tiny_version(name, folder)
     workdir = epath.Path(tmp_path)

@@ -101,6 +101,11 @@ def test_help_and_version_import_no_jax(flag):
     )
 
 
+def test_check_takes_a_folder(capsys, tmp_path):
+    assert cli.main(["check", str(tmp_path / "nothing")]) == 2
+    assert "nothing" in capsys.readouterr().err
+
+
 def test_default_names_are_safe():
     assert str(default_workdir("C d*[e]")) == "workdirs/C-d-e"
     assert str(default_workdir("..")) == f"workdirs/{Path('..').resolve().name}"

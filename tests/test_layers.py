@@ -1,4 +1,4 @@
-"""Convolutions and pooling: gradients written for CPUs are those of automatic differentiation."""
+"""Convolutions: the gradients written for CPUs are those of automatic differentiation."""
 
 import re
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from atss_jax.models import layers, pooling
+from atss_jax.models import layers
 
 
 def plain(x, kernel, stride):
@@ -77,20 +77,13 @@ def test_programs_for_accelerators_have_no_gradients_of_cpus(platform):
     assert "stablehlo.while" not in lowered_gradients(platform, 1, channels)
 
 
-def test_gradients_of_max_pooling_are_those_of_its_definition():
-    """On the CPU they are written otherwise."""
-    x = np.random.default_rng(0).uniform(size=(2, 9, 14, 3)).astype(np.float32)
-    x = jnp.asarray(x)
-    weights = np.random.default_rng(1).normal(size=(2, 5, 7, 3)).astype(np.float32)
-
-    def by_hand(x):
-        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        windows = [padded[:, i : i + 9 : 2, j : j + 14 : 2] for i in range(3) for j in range(3)]
-        return jnp.stack(windows).max(0)
-
-    np.testing.assert_array_equal(pooling.max_pool(x), by_hand(x))
-    ours, theirs = (
-        jax.grad(lambda x, pool=pool: (pool(x) * weights).sum())(x)
-        for pool in (pooling.max_pool, pooling._max_pool_by_window)
-    )
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_accelerators(stride):
+    rng = np.random.default_rng(stride)
+    x, kernel = rng.normal(size=(2, 9, 14, 3)), rng.normal(size=(3, 3, 3, 4))
+    y, pull = jax.vjp(lambda x, kernel: plain(x, kernel, stride), x, kernel)
+    cotangent = rng.normal(size=y.shape).astype(y.dtype)
+    x, kernel, cotangent = (jnp.asarray(a, y.dtype) for a in (x, kernel, cotangent))
+    found = layers._plain_gradients(stride, x, kernel, cotangent)
+    for ours, theirs in zip(found, pull(cotangent), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)

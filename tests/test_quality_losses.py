@@ -11,7 +11,7 @@ from atss_jax.structures import HeadOutputs
 from atss_jax.training.config import LossConfig
 from atss_jax.training.distribution_loss import distribution_focal_loss
 from atss_jax.training.losses import make_losses
-from atss_jax.training.quality_losses import quality_focal_loss, quality_targets
+from atss_jax.training.quality_losses import quality_focal_loss, quality_targets, varifocal_loss
 from tests.test_losses import GRID, flat, random_case
 
 
@@ -44,6 +44,16 @@ def test_quality_focal_loss_is_mmdetections(golden, beta):
         f"qfl/beta{beta}",
         lambda x: jnp.sum(quality_focal_loss(x, target, beta=beta), axis=-1),
         logits,
+    )
+
+
+def test_varifocal_loss_is_mmdetections(golden):
+    target = jnp.asarray(golden["vfl/target"])
+    check(
+        golden,
+        "vfl/iou_weighted_True",
+        lambda x: varifocal_loss(x, target, alpha=0.75, gamma=2.0),
+        jnp.asarray(golden["vfl/logits"]),
     )
 
 
@@ -140,6 +150,57 @@ def test_gfl_losses_by_hand():
     assert losses.centerness == 0 and losses.total == losses.cls + losses.box
 
 
+VFNET = make_losses(LossConfig(cls_loss="varifocal", box_weights="iou"), "point")
+
+
+def vfnet_case(seed):
+    """(outputs, targets) of a head with refined boxes on `GRID`."""
+    outputs, targets = random_case(seed)
+    first, other = random_case(seed + 50)[0].box_regression, outputs.box_regression
+    positive = [tuple(jnp.exp(x) for x in maps) for maps in (other, first)]
+    return HeadOutputs(outputs.cls_logits, positive[0], None, None, positive[1]), targets
+
+
+@jax.jit
+def vfnet(outputs, targets, normalizers=None):
+    return VFNET(outputs, targets, GRID, normalizers)
+
+
+def test_vfnet_losses_by_hand():
+    outputs, targets = vfnet_case(5)
+    losses = vfnet(outputs, targets)
+    logits = flat(outputs.cls_logits, 2, 5).astype(np.float64)
+    goals = jax.tree.map(np.asarray, targets)
+    cls = 0.0
+    sums = np.zeros((2, 2))  # (refined, first) x (weighted loss, weight)
+    for i, n in np.ndindex(*goals.labels.shape):
+        quality = 0.0
+        if goals.is_positive[i, n]:
+            for j, maps in enumerate((outputs.first_boxes, outputs.box_regression)):
+                sides = flat(maps, 2, 4)[i, n].astype(np.float64) * GRID.anchor_strides()[n]
+                center = GRID.centers()[n]
+                box = np.r_[center - sides[:2], center + sides[2:]]
+                quality, giou = paired_overlaps(box, goals.boxes[i, n].astype(np.float64))
+                sums[j] += quality * (1 - giou), quality
+        if not goals.is_ignored[i, n]:
+            p = 1 / (1 + np.exp(-logits[i, n]))
+            y = np.where(goals.labels[i, n] == np.arange(5), quality, 0)
+            weight = np.where(y > 0, y, 0.75 * p**2)
+            cls -= np.sum(weight * (y * np.log(p) + (1 - y) * np.log(1 - p)))
+    first, refined = sums[:, 0] / np.maximum(sums[:, 1], 1)
+    np.testing.assert_allclose(losses.cls, cls / losses.num_positives, rtol=2e-5)
+    np.testing.assert_allclose(losses.box, 2 * refined + 1.5 * first, rtol=2e-5)
+
+
+def test_gradients_of_first_boxes_reach_positives_alone():
+    outputs, targets = vfnet_case(6)
+    gradients = jax.jit(jax.grad(lambda o: VFNET(o, targets, GRID).total))(outputs)
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(gradients))
+    for maps in (gradients.box_regression, gradients.first_boxes):
+        values = flat(maps, 2, 4)
+        assert not np.any(values[~targets.is_positive]) and np.any(values[targets.is_positive])
+
+
 def test_gradients_are_finite_and_zero_where_nothing_is_to_learn():
     outputs, targets = distribution_case(1)
     gradients = jax.jit(jax.grad(lambda o: GFL(o, targets, GRID).total))(outputs)
@@ -160,14 +221,17 @@ def test_nothing_to_find_gives_finite_losses_without_boxes():
     assert losses.box == 0 and losses.cls > 0 and losses.num_positives == 0
 
 
-def test_numbers_of_micro_batches_add_up():
-    outputs, targets = distribution_case(3)
-    whole = gfl(outputs, targets)
+@pytest.mark.parametrize("settings", [GFL, VFNET], ids=["gfl", "vfnet"])
+def test_numbers_of_micro_batches_add_up(settings):
+    outputs, targets = (distribution_case if settings is GFL else vfnet_case)(3)
+    losses = gfl if settings is GFL else vfnet
     parts = [jax.tree.map(lambda x, i=i: x[i : i + 1], (outputs, targets)) for i in range(2)]
-    counts = [jax.jit(GFL.count)(*part) for part in parts]
-    norms = jax.tree.map(lambda a, b: a + b, *counts)
-    summed = [gfl(*part, norms) for part in parts]
-    np.testing.assert_allclose(whole.total, sum(x.total for x in summed), rtol=1e-6)
+    count = jax.jit(lambda o, t: settings.count(o, t, GRID))
+    norms = jax.tree.map(lambda a, b: a + b, *(count(*part) for part in parts))
+    summed = [losses(*part, norms) for part in parts]
+    np.testing.assert_allclose(
+        losses(outputs, targets).total, sum(x.total for x in summed), rtol=1e-6
+    )
 
 
 def test_predicted_weights_with_retinanets_normaliser_are_refused():

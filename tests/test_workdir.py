@@ -210,3 +210,13 @@ def test_each_evaluation_has_a_folder(tmp_path):
     test_dev = changed(base, data__val_annotations="image_info_test-dev2017.json")
     assert choose(test_dev) == "test-dev2017-6-none"
     assert choose(BASE) == "validation-6-none"
+
+
+def test_what_the_run_chose_stands_where_a_command_says_auto():
+    chosen = changed(BASE, data__image_size=160, data__max_boxes=7, data__global_batch=8)
+    automatic = Recipe(data=dataclasses.replace(Recipe().data, image_size=0, global_batch=0))
+    data = recipe_changes.with_chosen(automatic, chosen).data
+    assert (data.image_size, data.global_batch, data.max_boxes) == (160, 8, 100)
+    assert (data.buckets, data.short_side) == (BASE.data.buckets, BASE.data.short_side)
+    own = changed(chosen, data__buckets=((96, 96),))
+    assert recipe_changes.with_chosen(own, chosen) == own

@@ -75,12 +75,12 @@ def read_image(image: Any, *, channel_order: str = "rgb") -> UInt8[np.ndarray, "
             orientation = decoding.read_header(data).orientation
             return decoding.decode(data, orientation)
         except ValueError as error:
-            raise ValueError(f"image of {len(data)} bytes: {error}") from error
+            raise UserError(f"image of {len(data)} bytes: {error}") from error
     if not hasattr(image, "__array__") or not hasattr(image, "dtype"):
         raise TypeError(f"an image of type {type(image).__name__}: give {ALLOWED}.")
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        raise ValueError(
+        raise UserError(
             f"an image of type {pixels.dtype} and shape {pixels.shape}: give uint8 RGB [h, w, 3]."
         )
     return pixels if channel_order == "rgb" else np.ascontiguousarray(pixels[..., ::-1])

@@ -11,7 +11,7 @@ from etils import epath
 from atss_jax.data.config import DataConfig
 from atss_jax.data.content import ALL, Content, make_dataset, read_categories, take_share
 from atss_jax.data.dataset import DetectionDataset
-from atss_jax.errors import UserError
+from atss_jax.errors import MissingFileError, UserError
 
 
 def load_coco(
@@ -70,7 +70,7 @@ def _read_json(path: str, without_annotations: bool) -> dict[str, Any]:
     try:
         text = epath.Path(path).read_bytes().decode("utf-8-sig")  # a byte order mark is fine
     except (FileNotFoundError, IsADirectoryError):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"annotation file {path!r} does not exist. Check the path."
         ) from None
     except UnicodeDecodeError as error:

@@ -14,7 +14,6 @@ from etils import epath
 
 from atss_jax.data.annotation_checks import (
     Known,
-    count_oddities,
     is_finite,
     is_number,
     read_annotations,
@@ -24,7 +23,8 @@ from atss_jax.data.dataset import DetectionDataset, Finding, Health
 from atss_jax.data.file_names import name_of_url
 from atss_jax.data.identifiers import is_id, shown, sort_key, to_int64
 from atss_jax.data.image_files import FilePolicy, FolderSource, ListedImage, check_files
-from atss_jax.errors import UserError
+from atss_jax.data.oddities import count_oddities
+from atss_jax.errors import MissingFileError, UserError
 
 FULL_DECODE_LIMIT = 2000
 """Sets of at most this many images are decoded whole before training, as are all sets under
@@ -106,7 +106,7 @@ def make_dataset(content: Content, *, name: str, config: DataConfig) -> Detectio
     path = content.path
     category_ids, names = read_categories(content.categories, path)
     if not epath.Path(content.folder).is_dir():
-        raise FileNotFoundError(f"image folder {content.folder!r} does not exist. Check the path.")
+        raise MissingFileError(f"image folder {content.folder!r} does not exist. Check the path.")
     num_images = len(content.images) + len(content.bad_images)
     if not num_images:
         raise UserError(f"{path}: no image is listed. Check that it is the right one.")
@@ -123,7 +123,7 @@ def make_dataset(content: Content, *, name: str, config: DataConfig) -> Detectio
     listed, every_image_id = _read_images(content, health)
     decode_all = config.on_error == "skip" or len(listed) <= FULL_DECODE_LIMIT
     policy = FilePolicy(config.exif, decode_all, config.max_pixels, config.allow_outside)
-    kept, sizes, orientations = check_files(listed, content.folder, policy, health)
+    kept, sizes, orientations, digests = check_files(listed, content.folder, policy, health)
     known = Known(
         record_of={image.id: n for n, image in enumerate(kept)},
         names=[image.file_name for image in kept],
@@ -152,6 +152,7 @@ def make_dataset(content: Content, *, name: str, config: DataConfig) -> Detectio
         source=FolderSource(content.folder, [image.file_name for image in kept]),
         health=health,
         max_pixels=config.max_pixels,
+        digests=digests,
         original_image_ids=image_ids.originals,
         original_category_ids=inside_categories.originals,
     )

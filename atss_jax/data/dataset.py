@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt
 
 from atss_jax.data.decoding import MAX_PIXELS
+from atss_jax.errors import UserError
 
 MAX_EXAMPLES = 50
 """Messages kept per kind of oddity; the counts are complete."""
@@ -96,7 +97,7 @@ class Health:
         counts = ", ".join(f"{kind}: {n}" for kind, n in sorted(self.bad.items()))
         shown = "\n  ".join(finding.message for finding in self.bad_examples[:10])
         if on_error == "strict":
-            raise ValueError(
+            raise UserError(
                 f"{name}: bad records ({counts}).\n  {shown}\nFix them, or drop them with "
                 'data.on_error="skip".'
             )
@@ -105,7 +106,7 @@ class Health:
             ("annotations", self.bad_annotations, self.num_annotations),
         ):
             if bad > max_bad_fraction * total:
-                raise ValueError(
+                raise UserError(
                     f"{name}: {bad} of {total} {what} are bad ({counts}), more than "
                     f"data.max_bad_fraction={max_bad_fraction}.\n  {shown}\nFix the data, or "
                     "raise data.max_bad_fraction."
@@ -138,6 +139,7 @@ class DetectionDataset:
       source: the encoded images.
       health: what was found while reading.
       max_pixels: limit of an image's pixels when it is decoded.
+      digests: uint64 of each file's beginning, end and length; None where files were not read.
       original_image_ids: the source's image ids where `image_ids` are not; None otherwise.
       original_category_ids: likewise.
     """
@@ -152,6 +154,7 @@ class DetectionDataset:
     source: ImageSource
     health: Health = dataclasses.field(default_factory=Health)
     max_pixels: int = MAX_PIXELS
+    digests: UInt[np.ndarray, " N"] | None = None
     original_image_ids: tuple[int | str, ...] | None = None
     original_category_ids: tuple[int | str, ...] | None = None
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from atss_jax.data import yolo
 from atss_jax.data.content import ALL
-from atss_jax.errors import UserError
+from atss_jax.errors import MissingFileError, UserError
 
 LOOKED_FOR = (
     "COCO (one JSON file each for train and val, in the folder, in annotations/, or in train/ and "
@@ -82,7 +82,7 @@ def find_layout(folder: str | os.PathLike, val_fraction: float = 0.2) -> Layout:
     if os.path.isfile(root):
         return _layout_of_file(root, val_fraction)
     if not os.path.isdir(root):
-        raise FileNotFoundError(f"data.root={root!r}: no such folder (a local one is needed).")
+        raise MissingFileError(f"data.root={root!r}: no such folder (a local one is needed).")
     found, problems = _find(root, val_fraction)
     below = [p.path for p in _folders(root)]
     if not found and not problems:

@@ -25,6 +25,7 @@ from atss_jax.data.dataset import (
     training_boxes,
 )
 from atss_jax.data.record_columns import cached_columns, open_split, read_categories
+from atss_jax.errors import UserError
 
 
 def record_features() -> tfds.features.FeaturesDict:
@@ -128,7 +129,7 @@ def load_records(
         builder = tfds.builder_from_directory(builder_dir)
     base = split.split("[")[0]
     if base not in builder.info.splits:
-        raise ValueError(
+        raise UserError(
             f"{builder_dir}: no split {base!r}; there are {', '.join(builder.info.splits)}."
         )
     with _named_errors(f"{builder_dir}, split {split!r}"):
@@ -183,7 +184,7 @@ def _named_errors(about: str) -> Iterator[None]:
         if about.split(",")[0] in str(error):
             raise
         text = str(error).strip().split("\n")[0]
-        raise ValueError(
+        raise UserError(
             f"{about}: the records cannot be read ({type(error).__name__}: {text}). Prepare them "
             "again, with scripts/prepare_coco.py or their builder."
         ) from error

@@ -21,6 +21,7 @@ from atss_jax.data import synthetic
 from atss_jax.data.config import DataConfig
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.data.records import find_builder_dir, load_records, record_features
+from atss_jax.errors import MissingFileError, UserError
 
 RECORDS_VERSION = "1.0.0"
 JPEG_QUALITY = 95
@@ -110,7 +111,7 @@ def load_tfds(
     if builder_dir is None and name in BUILDERS:
         builder_dir = _build(name, data_dir)
     if builder_dir is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no prepared set {name!r} below data_dir={data_dir!r}. Prepare it with "
             f"scripts/prepare_coco.py, or use one that is built here: {', '.join(BUILDERS)}."
         )
@@ -161,7 +162,7 @@ def prepare_records(
     """
     for what, value in (("name", name), ("split", split)):
         if not re.fullmatch("[a-z][a-z0-9_]*", value):
-            raise ValueError(f"{what}={value!r}: use small letters, digits and underscores.")
+            raise UserError(f"{what}={value!r}: use small letters, digits and underscores.")
     folder = epath.Path(data_dir) / name / RECORDS_VERSION
     folder.mkdir(parents=True, exist_ok=True)
     _claim_split(dataset, folder, split, shard_bytes)
@@ -198,7 +199,7 @@ def _claim_split(
         digest.update(np.ascontiguousarray(column).tobytes())
     path = folder / f"source-{split}.sha256"
     if path.exists() and path.read_text() != digest.hexdigest():
-        raise ValueError(
+        raise UserError(
             f"{folder} holds split {split!r} of other data. Delete its files there, or use another "
             "name."
         )
@@ -236,7 +237,7 @@ def _write_metadata(
         info = tfds.builder_from_directory(os.fspath(folder)).info
         there = tuple((info.metadata or {}).get("class_names", ()))
         if there != dataset.class_names:
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds splits with other classes, {there}, than "
                 f"{dataset.class_names}. Use another name."
             )

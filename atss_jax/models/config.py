@@ -62,6 +62,12 @@ class ModelConfig(ConfigGroup, name="model"):
     side_bins: Annotated[int, Range(0)] = 0
     """Point regression: each distance is the mean of a distribution over 0, 1, ..., side_bins
     strides (GFL, arXiv 2006.04388: 16); 0 for a plain number."""
+    distribution_quality: bool = False
+    """With side_bins: class scores are multiplied by a quality that is told from the shape of the
+    distributions (GFLv2, arXiv 2011.12885)."""
+    star_refinement: bool = False
+    """Plain point regression: class scores and a factor on each distance come from features sampled
+    on the first predicted box (VarifocalNet, arXiv 2008.13367)."""
     class_prior: Annotated[float, Range(above=0, below=1)] = 0.01
     """Initial probability of each class (focal loss paper, Sec. 4.1)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -76,6 +82,17 @@ class ModelConfig(ConfigGroup, name="model"):
                 f"config.model.side_bins={self.side_bins} with config.model.regression="
                 f'{self.regression!r}: distributions are of distances. Set regression="point", or '
                 "side_bins=0."
+            )
+        if self.distribution_quality and not self.side_bins:
+            raise UserError(
+                "config.model.distribution_quality=True with config.model.side_bins=0: there are "
+                "no distributions. Set side_bins, 16 in the paper, or leave both out."
+            )
+        if self.star_refinement and (self.regression != "point" or self.side_bins):
+            raise UserError(
+                f"config.model.star_refinement=True with config.model.regression="
+                f"{self.regression!r}, side_bins={self.side_bins}: what it refines are plain "
+                'distances. Set regression="point" and side_bins=0.'
             )
         if self.backbone.startswith("res"):
             return

@@ -1,4 +1,4 @@
-"""Convolutions, normalisation layers and resizing that all networks here are made of.
+"""Convolutions, normalisation layers, pooling and resizing that all networks here are made of.
 
 Maps are `[B, h, w, C]`. Several layers take the mask of an image's own cells (see
 `pyramid.inside_mask`): what lies outside must not influence what lies inside, so that an image's
@@ -81,8 +81,9 @@ def _dense_convolution_backward(stride, saved, cotangent):
 
 
 def _plain_gradients(stride, x, kernel, cotangent):
-    _, pull = jax.vjp(lambda x, kernel: _convolution(x, kernel, stride, 1), x, kernel)
-    return pull(cotangent)
+    by_x = jax.linear_transpose(lambda x: _convolution(x, kernel, stride, 1), x)
+    by_kernel = jax.linear_transpose(lambda kernel: _convolution(x, kernel, stride, 1), kernel)
+    return *by_x(cotangent), *by_kernel(cotangent)
 
 
 def _cpu_gradients(stride, x, kernel, cotangent):
@@ -296,6 +297,29 @@ NORMS: dict[str, Callable[..., Any]] = {
     "batch_norm": BatchNorm,
     "group_norm": GroupNorm,
 }
+
+
+def max_pool(x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 C"]:
+    """3x3 max pooling with stride 2 and padding 1 of a map that is nowhere negative.
+
+    Written as maxima of slices along rows, then columns: the backward pass of `lax.reduce_window`
+    (select-and-scatter) is slow on CPUs. Zero padding is right because the input follows a ReLU.
+    """
+    for axis in (1, 2):
+        size = (x.shape[axis] - 1) // 2 + 1
+        pads = [(0, 0)] * 4
+        pads[axis] = (1, 1)
+        padded = jnp.pad(x, pads)
+        first, second, third = (
+            lax.slice_in_dim(padded, i, i + 2 * size - 1, 2, axis=axis) for i in range(3)
+        )
+        x = _larger(_larger(first, second), third)
+    return x
+
+
+def _larger(a: Array, b: Array) -> Array:
+    """Maximum whose gradient goes to `a` at ties, as PyTorch's pooling."""
+    return jnp.where(a >= b, a, b)
 
 
 def upsample(x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 C"]:

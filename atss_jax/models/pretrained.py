@@ -17,7 +17,7 @@ from flax import traverse_util
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from atss_jax.errors import UserError
+from atss_jax.errors import MissingFileError, UserError
 from atss_jax.models import hub, layers
 from atss_jax.models.weight_names import Arrays, Flat, is_ignored, to_flat
 
@@ -58,7 +58,7 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file. Give the path of an existing one.")
+        raise MissingFileError(f"{path}: no such weights file. Give the path of an existing one.")
     if path.suffix not in _READERS:
         raise UserError(f"{path}: unknown suffix. Use one of {', '.join(_READERS)}.")
     try:

@@ -17,7 +17,6 @@ from atss_jax.models import layers
 from atss_jax.models.backbone import Backbone, Mask, Masks
 from atss_jax.models.config import ModelConfig
 from atss_jax.models.deform_conv import DeformConv
-from atss_jax.models.pooling import max_pool
 from atss_jax.typing import Array, Float
 
 DEPTHS = {
@@ -189,7 +188,7 @@ class ResNet(Backbone):
         x = layers.NORMS[config.backbone_norm](dtype=self.dtype, name="stem_norm")(
             x, masks.get(2), train=train and config.frozen_stages < 1
         )
-        x = max_pool(layers.zero_outside(nn.relu(x), masks.get(2)))
+        x = layers.max_pool(layers.zero_outside(nn.relu(x), masks.get(2)))
         if config.frozen_stages >= 1:
             x = lax.stop_gradient(x)
         block = nn.remat(Block) if config.remat == "blocks" else Block

@@ -21,6 +21,7 @@ from atss_jax.data import batch_rows
 from atss_jax.data.batch_plan import choose_bucket
 from atss_jax.data.dataset import DetectionDataset, Finding
 from atss_jax.data.images import resized_size
+from atss_jax.data.plausibility import compare
 from atss_jax.drawing.palette import class_color
 from atss_jax.run.browse_data import DEFAULT_BUCKETS, add_source_arguments, load, parse_buckets
 
@@ -73,6 +74,8 @@ def report(dataset: DetectionDataset, args: argparse.Namespace) -> list[str]:
     for title, found in (("odd, kept", health.odd), ("bad, dropped", health.bad)):
         lines.append(f"{title}: {sum(found.values())}")
         lines += [f"  {kind}: {count}" for kind, count in sorted(found.items())]
+    kinds = {finding.kind: finding.message for finding in reversed(health.odd_examples)}
+    lines += [f"such as {kind}: {message}" for kind, message in sorted(kinds.items())]
     return lines
 
 
@@ -177,6 +180,9 @@ def main(arguments: Sequence[str]) -> int:
     if args.decode:
         decode_all(dataset)
     lines = report(dataset, args)
+    if args.root and args.split == "train":
+        args.split = "val"
+        lines += ["train and val:", *(f"  {line}" for line in compare(dataset, load(args)))]
     print("\n".join(lines))
     for finding in dataset.health.bad_examples[:20]:
         print(f"bad: {finding.message}")

@@ -108,7 +108,7 @@ class Detector:
                     batch_size=batch_size,
                 )
             if config is None or class_names is None:
-                raise ValueError(f"{path}: give both config=... and class_names=..., or neither.")
+                raise UserError(f"{path}: give both config=... and class_names=..., or neither.")
             model = _network(config, class_names)
             start = jax.jit(
                 lambda: init_variables(model, config.data.buckets[0], config.run.seed)

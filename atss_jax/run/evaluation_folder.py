@@ -33,6 +33,8 @@ def split_name(config: Recipe) -> str:
     split's own name for other sources.
     """
     data = config.data
+    if data.root:
+        return "val"
     if data.source != "coco_json":
         return data.val_split
     stem = PurePosixPath(data.val_annotations).stem
@@ -114,9 +116,7 @@ def write_evaluation(
     result = {
         **about(config, step),
         "checkpoint": checkpoint,
-        "source": config.data.val_annotations
-        if config.data.source == "coco_json"
-        else config.data.name,
+        "data": dataset.name,
         "num_images": dataset.num_records,
         "num_detections": count,
         "metrics": known_or_none(outcome.metrics),

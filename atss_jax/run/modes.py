@@ -9,7 +9,16 @@ import jax
 from etils import epath
 
 from atss_jax.errors import UserError
-from atss_jax.run import describe, export, predict, step_log, train, validation
+from atss_jax.run import (
+    describe,
+    export,
+    predict,
+    recipe_changes,
+    step_log,
+    train,
+    validation,
+    workdir_files,
+)
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import xla_flags
 from atss_jax.runtime.metric_writer import configure_logging
@@ -54,12 +63,14 @@ def _run(mode: str, config: Recipe, folder: epath.Path, checkpoint: str) -> int:
         except step_log.NonFiniteError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-    elif mode == "eval":
-        validation.evaluate_workdir(config, folder, checkpoint)
-    elif mode == "predict":
-        predict.predict_workdir(config, folder, checkpoint)
-    elif mode == "export":
-        export.export_workdir(config, folder, checkpoint)
-    else:
+        return 0
+    readers = {
+        "eval": validation.evaluate_workdir,
+        "predict": predict.predict_workdir,
+        "export": export.export_workdir,
+    }
+    if mode not in readers:
         raise AssertionError(f"mode {mode!r} has no branch")
+    config = recipe_changes.with_chosen(config, workdir_files.read_config(folder))
+    readers[mode](config, folder, checkpoint)
     return 0

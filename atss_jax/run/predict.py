@@ -15,6 +15,7 @@ from etils import epath
 
 from atss_jax.data import media
 from atss_jax.drawing import visualize
+from atss_jax.errors import UserError
 from atss_jax.evaluation.coco_results import detections_to_coco, with_min_score, write_results
 from atss_jax.files import write_whole
 from atss_jax.run import workdir_files
@@ -42,7 +43,7 @@ def predict_workdir(
     """
     source = config.predict.input
     if not source:
-        raise ValueError("config.predict.input is empty. Give an image, folder, glob or video.")
+        raise UserError("config.predict.input is empty. Give an image, folder, glob or video.")
     is_video = media.is_video(source) and os.path.isfile(source)
     files = [] if is_video else media.find_images(source)
     workdir_files.open_workdir(config, workdir)
@@ -51,7 +52,7 @@ def predict_workdir(
     )
     print(f"step {detector.step} ({checkpoint}) of {workdir}")
     output = epath.Path(config.predict.output or workdir / "predictions")
-    output.mkdir(parents=True, exist_ok=True)
+    workdir_files.make_folder(output, "config.predict.output")
     if is_video:
         rows, failed = _predict_video(detector, source, output), []
     else:
@@ -74,7 +75,7 @@ def predict_workdir(
     for message in failed:
         print(f"skipped {message}", file=sys.stderr)
     if failed and not rows:
-        raise ValueError(f"none of the {len(failed)} files could be read; the first: {failed[0]}")
+        raise UserError(f"none of the {len(failed)} files could be read; the first: {failed[0]}")
     return counts
 
 

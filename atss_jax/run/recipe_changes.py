@@ -4,6 +4,7 @@ Locked in training is what changes the parameters. Where the data lie is not loc
 compared by content (`train_data`). The other modes accept whatever leaves the network alone.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 from atss_jax.run import recipe_io
@@ -41,6 +42,10 @@ NORMALIZATION = ("data.mean", "data.std", "data.channel_order")
 
 COMPUTED_OTHERWISE = ("model.dtype", "model.remat", "model.init_from")
 """Fields of the network that do not change which parameters it has."""
+
+
+DERIVED = ("data.short_side", "data.max_long_side", "data.buckets")
+"""Fields that follow from `data.image_size`."""
 
 
 class Change(NamedTuple):
@@ -98,4 +103,24 @@ def _is_locked_elsewhere(change: Change, old: Recipe) -> bool:
     group = change.name.partition(".")[0]
     if group in PARAMETER_GROUPS:
         return change.name not in COMPUTED_OTHERWISE
-    return change.name in NORMALIZATION
+    # the sizes that follow from an image size are chosen in training
+    return change.name in NORMALIZATION or change.name == "data.image_size"
+
+
+def with_chosen(config: Recipe, old: Recipe) -> Recipe:
+    """A recipe whose fields left to be chosen ("auto") are those that the run chose.
+
+    Args:
+      config: the recipe given now.
+      old: the workdir's recipe, in numbers.
+    """
+    names = [name for name, value in recipe_io.AUTO_FIELDS.items() if _of(config, name) == value]
+    if old.data.image_size > 0 and config.data.image_size in (0, old.data.image_size):
+        names += [name for name in DERIVED if _of(config, name) == _of(Recipe(), name)]
+    fields = {name.split(".")[1]: _of(old, name) for name in names}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **fields))
+
+
+def _of(recipe: Recipe, name: str) -> Any:
+    group, field = name.split(".")
+    return getattr(getattr(recipe, group), field)

@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from atss_jax.data import loader
+from atss_jax.data.plausibility import start_report
 from atss_jax.run import (
     auto_fields,
     build,
@@ -32,7 +33,7 @@ from atss_jax.run import (
 from atss_jax.run.recipe import Recipe
 from atss_jax.run.step_log import NonFiniteError, StepLog
 from atss_jax.run.stop_signal import Preempted, StopSignal
-from atss_jax.run.training_setup import Setup, initial_state, set_up
+from atss_jax.run.training_setup import Setup, initial_state, print_schedule_change, set_up
 from atss_jax.runtime import checkpoint_record, compiled, parallel
 from atss_jax.runtime.checkpoint import Checkpointer
 from atss_jax.runtime.metric_writer import MetricWriter, Progress, read_rows
@@ -83,12 +84,17 @@ def _train(
     workdir_files.check_workdir(config, workdir, training=True)
     workdir_files.check_classes(workdir, names, ids)
     train_data.check(workdir, setup.train_set)
+    print_schedule_change(workdir, config, setup)
     val = None
     if with_evaluation:
         dataset = build.load_dataset(config, "val")
         dataset = classes.in_order_of(dataset, names, setup.train_set.name)
         val = validation.Validation(config, setup.settings.model, setup.mesh, dataset=dataset)
         build.eval_batches(config, dataset).close()  # sizes, boxes
+    if jax.process_index() == 0:
+        val_set = None if val is None else val.dataset
+        lines = start_report(setup.train_set, val_set, setup.plan.padding)
+        print("\n".join(lines), flush=True)
     loader.check_overflow(setup.train_set, config.data.max_boxes, config.data.on_overflow)
     stop.check()
     state = None
@@ -97,7 +103,7 @@ def _train(
     common = dataclasses.replace(config, run=dataclasses.replace(config.run, process_id=0))
     parallel.assert_same_everywhere(recipe_io.recipe_to_json(common), "the configuration")
     parallel.assert_same_everywhere(setup.plan.fingerprint(), "the data plan")
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir_files.make_folder(workdir, "--workdir")
     with workdir_lock.hold(workdir):
         return _run_in(config, workdir, setup, val, state, stop)
 

@@ -1,16 +1,18 @@
 """Everything of a training run that does not change, built once from the recipe."""
 
 import logging
+import sys
 from typing import NamedTuple
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from atss_jax.assigners.registry import make_assigner
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.models.detector import DetectorNetwork, frozen_mask, init_variables
-from atss_jax.run import build
+from atss_jax.run import build, workdir_files
 from atss_jax.run.predict_steps import normalization
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import compiled, parallel
@@ -92,9 +94,12 @@ def initial_state(config: Recipe, setup: Setup) -> TrainState:
     model = setup.settings.model
     variables = jax.jit(lambda: init_variables(model, config.data.buckets[0], config.run.seed))()
     if config.model.init_from:
-        from atss_jax.models import pretrained  # readers of weight files, only where needed
+        from atss_jax.run import start_weights  # readers of weight files, only where needed
 
-        variables = pretrained.load_into(config.model.init_from, jax.device_get(variables))
+        names = setup.train_set.class_names
+        variables, text = start_weights.load(config, jax.device_get(variables), names)
+        if jax.process_index() == 0:
+            print(text, file=sys.stderr)
     else:
         logging.warning(
             "starting from random weights: config.model.init_from is empty. Small sets gain most "
@@ -105,3 +110,28 @@ def initial_state(config: Recipe, setup: Setup) -> TrainState:
     )(variables)
     compiled.return_freed_memory()
     return state
+
+
+def print_schedule_change(workdir: epath.Path, config: Recipe, setup: Setup) -> None:
+    """Says what a longer run does to the learning rate of the run in a workdir.
+
+    Args:
+      workdir: folder of the run.
+      config: the recipe given now.
+      setup: of that recipe.
+    """
+    steps = workdir_files.checkpoint_steps(workdir)
+    if not steps or jax.process_index() != 0:
+        return
+    old, done = workdir_files.read_config(workdir), steps[-1]
+    before = optim.num_steps(old.optim, setup.plan.steps_per_epoch)
+    if before == setup.num_steps:
+        return
+    schedule = optim.make_schedule(old.optim, old.data.global_batch, before)
+    rates = (float(schedule(max(done - 1, 0))), float(setup.settings.schedule(done)))
+    print(
+        f"{setup.num_steps} steps instead of {before}: the schedule is that of the longer run from "
+        f"its beginning, so after step {done} the learning rate goes from {rates[0]:.3g} to "
+        f"{rates[1]:.3g}",
+        file=sys.stderr,
+    )

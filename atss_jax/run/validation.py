@@ -1,5 +1,6 @@
 """Evaluates states of a run on its validation set: during training, and by `--mode=eval`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -127,7 +128,10 @@ def evaluate_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "las
     Raises:
       UserError: no run there, no such checkpoint, or data with other classes.
     """
-    workdir_files.open_workdir(config, workdir)
+    changed = {change.name for change in workdir_files.open_workdir(config, workdir)}
+    if config.data.root and changed & {"data.val_annotations", "data.val_images"}:
+        # the files that are named now, not the split that was found below the folder
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=""))
     mesh = build.make_mesh(config)
     dataset = build.load_dataset(config, "val")
     trained = classes.read_classes(workdir)

@@ -38,6 +38,25 @@ def has_checkpoints(workdir: epath.Path) -> bool:
     return bool(checkpoint_steps(workdir))
 
 
+def make_folder(folder: epath.Path, flag: str) -> None:
+    """Makes a folder that the user named, with those above it.
+
+    Args:
+      folder: the folder.
+      flag: where its name was given, for messages.
+
+    Raises:
+      UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(
+            f"{flag}={folder}: this folder cannot be made ({error.strerror or error}). Give "
+            "another one, or check what is there."
+        ) from error
+
+
 def read_config(workdir: epath.Path) -> Recipe:
     """The recipe that a workdir holds.
 
@@ -84,8 +103,8 @@ def check_workdir(
     return recipe_changes.changes(old, config)
 
 
-def open_workdir(config: Recipe, workdir: epath.Path) -> None:
-    """Checks a recipe for a mode that reads a run, and prints what differs from the run's.
+def open_workdir(config: Recipe, workdir: epath.Path) -> list[recipe_changes.Change]:
+    """Checks a recipe for a mode that reads a run; prints and returns what differs from the run's.
 
     Raises:
       UserError: as `check_workdir`.
@@ -94,6 +113,7 @@ def open_workdir(config: Recipe, workdir: epath.Path) -> None:
     if jax.process_index() == 0:
         for change in changes:
             print(f"other than in {workdir}: {change}", file=sys.stderr)
+    return changes
 
 
 def check_classes(
@@ -145,7 +165,7 @@ def claim_workdir(config: Recipe, workdir: epath.Path) -> None:
         history = workdir / "config_history.jsonl"
         row = {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "newest_checkpoint": max(checkpoint_steps(workdir), default=0),
+            "step": max(checkpoint_steps(workdir), default=0),
             "changes": {change.name: [change.old, change.new] for change in changes},
         }
         lines = history.read_text() if history.exists() else ""

@@ -240,7 +240,7 @@ def _newest(
                     raise  # several processes cannot agree on what one of them saw
                 reason = f"{type(error).__name__}: {str(error)[:200]}"
                 if is_verified:  # whole, as saved: it is the configuration that does not fit
-                    raise ValueError(
+                    raise UserError(
                         f"{folder}: checkpoint {step} is whole, but does not fit this "
                         f"configuration ({reason}). Use the configuration and data of the workdir."
                     ) from error

@@ -10,6 +10,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from atss_jax.errors import UserError
+
 AXIS = "data"
 """The only mesh axis."""
 
@@ -37,7 +39,7 @@ def initialize(
         arguments: dict[str, Any] = {}
     elif mode == "address":
         if not coordinator or num_processes < 1 or not 0 <= process_id < num_processes:
-            raise ValueError(
+            raise UserError(
                 f"run.coordinator={coordinator!r}, run.num_processes={num_processes}, "
                 f"run.process_id={process_id}: give host:port of process 0, the number of "
                 "processes, and this one's number from 0."
@@ -48,7 +50,7 @@ def initialize(
             "process_id": process_id,
         }
     else:
-        raise ValueError(f'run.distributed={mode!r}: use "none", "auto" or "address".')
+        raise UserError(f'run.distributed={mode!r}: use "none", "auto" or "address".')
     try:
         jax.distributed.initialize(
             initialization_timeout=timeout, heartbeat_timeout_seconds=60, **arguments
@@ -81,7 +83,7 @@ def check_batch(global_batch: int, mesh: Mesh, *, accumulate: int = 1) -> None:
     """Raises unless the batch divides over devices, processes and micro-batches."""
     parts = mesh.size * accumulate
     if global_batch % parts:
-        raise ValueError(
+        raise UserError(
             f"a global batch of {global_batch} images does not divide over {mesh.size} devices "
             f"x {accumulate} micro-batches. Use a multiple of {parts}."
         )

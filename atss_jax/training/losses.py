@@ -6,7 +6,6 @@ micro-batches, `count_normalizers` of the whole batch are given to each; their l
 """
 
 import dataclasses
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,49 +19,17 @@ from atss_jax.structures import HeadOutputs, Losses, Targets
 from atss_jax.training.box_losses import BOX_LOSSES, Regression
 from atss_jax.training.config import LossConfig
 from atss_jax.training.distribution_loss import distribution_focal_loss
-from atss_jax.training.quality_losses import quality_focal_loss, quality_targets
+from atss_jax.training.loss_counts import (
+    MIN_CENTERNESS_SUM,
+    MIN_PREDICTED_SUM,
+    LossSums,
+    Normalizers,
+    count_normalizers,
+)
+from atss_jax.training.quality_losses import quality_focal_loss, quality_targets, varifocal_loss
 from atss_jax.typing import Array, Float, Int
 
 NORMALIZERS = ("positives", "retinanet")
-
-MIN_CENTERNESS_SUM = 1e-6
-"""Lower limit of the box loss' denominator, which is 0 without positives."""
-
-MIN_PREDICTED_SUM = 1.0
-"""The same where predictions are the weights: a fresh network has scores near 0 (GFL)."""
-
-
-class Normalizers(NamedTuple):
-    """What the sums of losses are divided by; all over one global batch."""
-
-    num_positives: Float[Array, ""]
-    box_weight_sum: Float[Array, ""]
-    """Of the weights of positives in the box loss."""
-    num_images: Float[Array, ""]
-
-
-class LossSums(NamedTuple):
-    """Sums of the losses over anchors, before any division."""
-
-    cls: Float[Array, ""]
-    box: Float[Array, ""]
-    distribution: Float[Array, ""]
-    """Mean of the four sides of each anchor."""
-    centerness: Float[Array, ""]
-
-
-def count_normalizers(targets: Targets) -> Normalizers:
-    """The counts that losses are divided by, where they depend on targets alone.
-
-    Args:
-      targets: of a batch.
-    """
-    kind = targets.centerness.dtype
-    return Normalizers(
-        jnp.sum(targets.is_positive, dtype=kind),
-        jnp.sum(jnp.where(targets.is_positive, targets.centerness, 0)),
-        jnp.asarray(targets.labels.shape[0], kind),
-    )
 
 
 def focal_loss(
@@ -104,7 +71,10 @@ class LossSettings:
     cls_loss: str = "focal"
     quality_beta: float = 2.0
     box_weights: str = "centerness"
+    varifocal_alpha: float = 0.75
+    varifocal_gamma: float = 2.0
     distribution_loss_weight: float = 0.25
+    first_box_loss_weight: float = 1.5
 
     def __post_init__(self):
         """Checks the words."""
@@ -132,24 +102,28 @@ class LossSettings:
     ) -> Losses:
         """The losses of a batch; see `detection_losses`."""
         sums = self.sums(outputs, targets, grid)
-        norms = self.count(outputs, targets) if normalizers is None else normalizers
+        norms = self.count(outputs, targets, grid) if normalizers is None else normalizers
         return self.combine(sums, norms, has_centerness=outputs.centerness_logits is not None)
 
-    def count(self, outputs: HeadOutputs, targets: Targets) -> Normalizers:
+    def count(self, outputs: HeadOutputs, targets: Targets, grid: AnchorGrid) -> Normalizers:
         """What the losses of a batch are divided by; those of micro-batches add up."""
         norms = count_normalizers(targets)
         if self.has_fixed_counts:
             return norms
-        return norms._replace(box_weight_sum=jnp.sum(self._box_weights(outputs, targets)))
+        weights = self._box_weights(
+            outputs, targets, self._pair(outputs.box_regression, targets, grid)
+        )
+        total = first_total = jnp.sum(weights)
+        if outputs.first_boxes is not None:
+            first = self._pair(outputs.first_boxes, targets, grid)
+            first_total = jnp.sum(self._box_weights(outputs, targets, first))
+        return norms._replace(box_weight_sum=total, first_weight_sum=first_total)
 
     def sums(self, outputs: HeadOutputs, targets: Targets, grid: AnchorGrid) -> LossSums:
         """Sums of all losses over a batch, not normalised."""
         batch = targets.labels.shape[0]
-        pair = self._pair(_flat(outputs.box_regression, batch, 4), targets, grid)
-        quality = None
-        if self.cls_loss != "focal":
-            iou = box_ops.paired_iou(pair.decoded(), pair.goal)
-            quality = lax.stop_gradient(jnp.where(targets.is_positive, iou, 0))
+        pair = self._pair(outputs.box_regression, targets, grid)
+        quality = None if self.cls_loss == "focal" else _overlaps(pair, targets)
         cls_sum = jnp.zeros((), jnp.float32)
         for level, logits in enumerate(outputs.cls_logits):
             start = grid.level_starts[level]
@@ -160,13 +134,20 @@ class LossSettings:
             ignored = targets.is_ignored[:, part, None]
             cls_sum = cls_sum + jnp.sum(jnp.where(ignored, 0, losses))
 
-        box = jnp.where(targets.is_positive, BOX_LOSSES[self.box_loss](pair), 0)
-        distribution = jnp.zeros((), box.dtype)
+        is_weighted = self._is_weighted(outputs.centerness_logits is not None)
+
+        def box_sum(pair, losses):
+            weights = self._box_weights(outputs, targets, pair) if is_weighted else 1
+            return jnp.sum(jnp.where(targets.is_positive, losses, 0) * weights)
+
+        box = box_sum(pair, BOX_LOSSES[self.box_loss](pair))
+        distribution = first_box = jnp.zeros((), box.dtype)
         if outputs.side_logits is not None:
-            distribution = self._distribution_losses(outputs.side_logits, pair, targets)
-        if self._is_weighted(outputs.centerness_logits is not None):
-            weights = self._box_weights(outputs, targets)
-            box, distribution = box * weights, distribution * weights
+            losses = self._distribution_losses(outputs.side_logits, pair, targets)
+            distribution = box_sum(pair, losses)
+        if outputs.first_boxes is not None:
+            first = self._pair(outputs.first_boxes, targets, grid)
+            first_box = box_sum(first, BOX_LOSSES[self.box_loss](first))
 
         centerness_sum = jnp.zeros((), jnp.float32)
         if outputs.centerness_logits is not None:
@@ -175,7 +156,7 @@ class LossSettings:
                 targets.centerness,
             )
             centerness_sum = jnp.sum(jnp.where(targets.is_positive, entropy, 0))
-        return LossSums(cls_sum, jnp.sum(box), jnp.sum(distribution), centerness_sum)
+        return LossSums(cls_sum, box, distribution, first_box, centerness_sum)
 
     def combine(self, sums: LossSums, norms: Normalizers, *, has_centerness: bool) -> Losses:
         """Sums divided by the counts of the global batch.
@@ -189,13 +170,15 @@ class LossSettings:
         cls_count = at_least_one
         if self.normalizer == "retinanet":
             cls_count = norms.num_positives + norms.num_images
-        box_count = at_least_one
+        box_count = first_count = at_least_one
         if self._is_weighted(has_centerness):
             smallest = MIN_CENTERNESS_SUM if self.has_fixed_counts else MIN_PREDICTED_SUM
             box_count = jnp.maximum(norms.box_weight_sum, smallest)
+            first_count = jnp.maximum(norms.first_weight_sum, smallest)
         cls = sums.cls / cls_count
         box = sums.box / box_count * self.box_loss_weight
         box = box + sums.distribution / box_count * self.distribution_loss_weight
+        box = box + sums.first_box / first_count * self.first_box_loss_weight
         centerness = sums.centerness / at_least_one
         return Losses(cls + box + centerness, cls, box, centerness, norms.num_positives)
 
@@ -203,10 +186,12 @@ class LossSettings:
         """Whether box losses are weighted."""
         return not self.has_fixed_counts or (self.normalizer == "positives" and has_centerness)
 
-    def _box_weights(self, outputs: HeadOutputs, targets: Targets) -> Array:
-        """Weights of the box losses [B, A], 0 where not positive; they carry no gradient."""
+    def _box_weights(self, outputs: HeadOutputs, targets: Targets, pair: Regression) -> Array:
+        """Weights of the losses of some boxes [B, A], 0 where not positive; without gradient."""
         if self.box_weights == "centerness":
             return targets.centerness
+        if self.box_weights == "iou":
+            return _overlaps(pair, targets)
         batch, classes = targets.labels.shape[0], outputs.cls_logits[0].shape[-1]
         logits = box_ops.at_least_float32(_flat(outputs.cls_logits, batch, classes))
         best = jnp.max(jnp.where(targets.is_positive[..., None], logits, 0), axis=-1)
@@ -217,19 +202,23 @@ class LossSettings:
         if quality is None:
             return focal_loss(logits, labels, alpha=self.focal_alpha, gamma=self.focal_gamma)
         target = quality_targets(labels, quality, logits.shape[-1])
-        return quality_focal_loss(logits, target, beta=self.quality_beta)
+        if self.cls_loss == "quality_focal":
+            return quality_focal_loss(logits, target, beta=self.quality_beta)
+        return varifocal_loss(
+            logits, target, alpha=self.varifocal_alpha, gamma=self.varifocal_gamma
+        )
 
     def _distribution_losses(
         self, side_logits: tuple[Array, ...], pair: Regression, targets: Targets
     ) -> Array:
-        """Mean over the sides of every anchor [B, A], 0 where not positive."""
+        """Mean over the sides of every anchor [B, A]; any number where not positive."""
         logits = _flat(side_logits, targets.labels.shape[0], *side_logits[0].shape[-2:])
         logits = jnp.where(targets.is_positive[..., None, None], logits, 0)
-        losses = jnp.mean(distribution_focal_loss(logits, pair.encoded_goal()), axis=-1)
-        return jnp.where(targets.is_positive, losses, 0)
+        return jnp.mean(distribution_focal_loss(logits, pair.encoded_goal()), axis=-1)
 
-    def _pair(self, values: Array, targets: Targets, grid: AnchorGrid) -> Regression:
+    def _pair(self, boxes: tuple[Array, ...], targets: Targets, grid: AnchorGrid) -> Regression:
         """Predictions of boxes beside their goals; harmless numbers where not positive."""
+        values = _flat(boxes, targets.labels.shape[0], 4)
         positive = targets.is_positive[..., None]
         predicted = jnp.where(positive, box_ops.at_least_float32(values), 0)
         dtype = predicted.dtype
@@ -243,6 +232,12 @@ class LossSettings:
             strides=jnp.asarray(grid.anchor_strides(), dtype),
             kind=self.regression,
         )
+
+
+def _overlaps(pair: Regression, targets: Targets) -> Array:
+    """IoU of each predicted box with its goal [B, A], 0 where not positive; without gradient."""
+    iou = box_ops.paired_iou(pair.decoded(), pair.goal)
+    return lax.stop_gradient(jnp.where(targets.is_positive, iou, 0))
 
 
 def _flat(maps: tuple[Array, ...], batch: int, *rest: int) -> Array:
@@ -270,7 +265,10 @@ def make_losses(config: LossConfig, regression: str) -> LossSettings:
         cls_loss=config.cls_loss,
         quality_beta=config.quality_beta,
         box_weights=config.box_weights,
+        varifocal_alpha=config.varifocal_alpha,
+        varifocal_gamma=config.varifocal_gamma,
         distribution_loss_weight=config.distribution_loss_weight,
+        first_box_loss_weight=config.first_box_loss_weight,
     )
 
 

@@ -20,7 +20,8 @@ from atss_jax.models.normalization import Normalization
 from atss_jax.runtime import parallel
 from atss_jax.structures import Batch, Losses
 from atss_jax.training import optim
-from atss_jax.training.losses import LossSettings, count_normalizers
+from atss_jax.training.loss_counts import count_normalizers
+from atss_jax.training.losses import LossSettings
 from atss_jax.training.targets import assign_targets, predictions_of
 from atss_jax.typing import Array, Bool, Float, Int
 
@@ -177,7 +178,7 @@ def train_step(
     def look_ahead(batch):
         outputs, _ = _forward(settings, state.params, state.batch_stats, batch)
         targets = assign(batch, None if is_static else outputs)
-        return targets, settings.loss.count(outputs, targets)
+        return targets, settings.loss.count(outputs, targets, grid)
 
     targets = norms = None
     if count > 1 and not (is_static and settings.loss.has_fixed_counts):

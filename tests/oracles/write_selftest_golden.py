@@ -4,6 +4,7 @@ Usage: JAX_ENABLE_X64=1 JAX_PLATFORMS=cpu python tests/oracles/write_selftest_go
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,10 @@ def main() -> None:
     """Computes and writes."""
     groups, _ = network.run_step(np.float64)
     assert all(x.dtype == np.float64 for x in groups["outputs"] + groups["gradients"])
-    rows = {name: network.sample(arrays) for name, arrays in groups.items()}
-    np.savez_compressed(sys.argv[1], **{k: v.astype(np.float32) for k, v in rows.items()})
+    rows: dict[str, Any] = {
+        name: network.sample(arrays).astype(np.float32) for name, arrays in groups.items()
+    }
+    np.savez_compressed(sys.argv[1], **rows)
 
 
 if __name__ == "__main__":

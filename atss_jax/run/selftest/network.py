@@ -98,6 +98,30 @@ def make_batch() -> Batch:
     return Batch(images, sizes, objects, np.arange(2, dtype=np.int32), np.ones((2, 2), np.float32))
 
 
+def make_settings(dtype: Any, word: str = "float32") -> train_step.StepSettings:
+    """The constants of a training step of `make_recipe(word)`.
+
+    Args:
+      dtype: of the variables, and of the network unless `word` is "bfloat16".
+      word: compute type of the recipe.
+    """
+    recipe = make_recipe(word)
+    network = make_network(recipe, None if word == "bfloat16" else dtype)
+    params = jax.eval_shape(lambda: init_variables(network, SIZE, 0))["params"]
+    frozen = frozen_mask(params, recipe.model)
+    schedule = optim.make_schedule(recipe.optim, 2, recipe.optim.num_steps)
+    return train_step.StepSettings(
+        model=network,
+        anchors=recipe.anchors,
+        assign=make_assigner(recipe.assigner),
+        optimizer=optim.make_optimizer(params, frozen, recipe.optim, schedule),
+        schedule=schedule,
+        frozen=frozen,
+        normalization=predict_steps.normalization(recipe),
+        loss=make_losses(recipe.loss, recipe.model.regression),
+    )
+
+
 @functools.cache
 def run_step(dtype: Any, word: str = "float32") -> tuple[dict[str, list[np.ndarray]], Any]:
     """One forward pass and one update, as arrays by the names of `TOLERANCES`; and the new state.
@@ -108,21 +132,8 @@ def run_step(dtype: Any, word: str = "float32") -> tuple[dict[str, list[np.ndarr
       dtype: of the variables; float64 for the golden values.
       word: compute type of the recipe.
     """
-    recipe = make_recipe(word)
-    network = make_network(recipe, None if word == "bfloat16" else dtype)
-    variables = make_variables(network, dtype)
-    frozen = frozen_mask(variables["params"], recipe.model)
-    schedule = optim.make_schedule(recipe.optim, 2, recipe.optim.num_steps)
-    settings = train_step.StepSettings(
-        model=network,
-        anchors=recipe.anchors,
-        assign=make_assigner(recipe.assigner),
-        optimizer=optim.make_optimizer(variables["params"], frozen, recipe.optim, schedule),
-        schedule=schedule,
-        frozen=frozen,
-        normalization=predict_steps.normalization(recipe),
-        loss=make_losses(recipe.loss, recipe.model.regression),
-    )
+    settings = make_settings(dtype, word)
+    network, variables = settings.model, make_variables(settings.model, dtype)
 
     @jax.jit
     def step(variables: Any, batch: Batch) -> Any:
