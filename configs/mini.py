@@ -77,6 +77,10 @@ UNLESS_CHANGED: dict[str, dict[str, Any]] = {
 """Fields that a miniature has where the recipe has the paper's value."""
 
 
+LENGTHS = {"assigner": ("warmup_steps",)}
+"""Fields that count steps of the run, which shrink with it."""
+
+
 def shrink(recipe: Recipe) -> Recipe:
     """A recipe in miniature, with what it changes in the base recipe but data, width and schedule.
 
@@ -94,6 +98,9 @@ def shrink(recipe: Recipe) -> Recipe:
         if name == "optim":
             share = group.num_steps / before.num_steps if group.num_steps else 1.0
             values["num_steps"] = max(1, round(share * NUM_STEPS))
+        for field in LENGTHS.get(name, ()):
+            if getattr(group, field, 0):
+                values[field] = round(getattr(group, field) / base.optim.num_steps * NUM_STEPS)
         if name == "data" and group.train_short_sides:
             values["train_short_sides"] = _scaled(group.train_short_sides, before.short_side)
         groups[name] = replace(group, **values)

@@ -204,7 +204,10 @@ def _report(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
         row_report.write_json(options.json, results)
     if options.html:
         options.html.write_text(row_report.html(options.selected, results))
-    print(row_report.markdown(options.selected, results))
+    text = row_report.markdown(options.selected, results)
+    if options.into:
+        row_report.write_into(options.into, text)
+    print(text)
     return 0
 
 
@@ -229,6 +232,7 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--retry-failed", action="store_true", help="run failed rows again")
         if mode == "report":
             one.add_argument("--html", type=Path, help="also write this page")
+            one.add_argument("--into", type=Path, help="also between the marks of this page")
             one.add_argument("--json", type=Path, help="also write all results into this file")
     return parser
 

@@ -11,6 +11,8 @@ import table_rows
 from html_pieces import page, table
 from table_rows import Row
 
+MARKS = ("<!-- rows -->\n", "<!-- end of rows -->\n")
+"""Lines of a page around the tables."""
 HEADER = ("row", "paper AP", "paper, to base", "ours", "seeds", "ours, to base", "minutes")
 
 
@@ -152,6 +154,21 @@ def html(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> str:
         mine = [cells(row, results, spread) for row in rows if row.table == name]
         parts += [f"<h2>Table {name}</h2>", table(HEADER, mine)]
     return page("Rows of the paper", parts)
+
+
+def write_into(path: Path, text: str) -> None:
+    """Replaces what stands between `MARKS` in a page.
+
+    Raises:
+      ValueError: the page lacks them.
+    """
+    old = path.read_text()
+    if any(old.count(mark) != 1 for mark in MARKS):
+        raise ValueError(
+            f"--into {path}: needs the lines {MARKS[0]!r} and {MARKS[1]!r}, each once."
+        )
+    before, after = old.partition(MARKS[0])[0], old.partition(MARKS[1])[2]
+    path.write_text(f"{before}{MARKS[0]}\n{text}\n\n{MARKS[1]}{after}")
 
 
 def write_json(path: Path, results: Sequence[dict[str, Any]]) -> None:

@@ -63,7 +63,7 @@ def test_rows_differ_from_their_base_in_exactly_the_named_fields():
 
 def test_a_miniature_keeps_what_its_recipe_changes():
     preset = {f"{g}.{f}" for g, fields in mini.ALWAYS.items() for f in fields}
-    preset.add("model.flavour")  # a miniature has that of the ResNeXts
+    preset |= {"model.flavour", "model.backbone_norm"}  # some rows have the miniature's
     for row in ROWS:
         small = mini.shrink(load(row.config, row.fields))
         changed = differing(mini.shrink(load(row.base)), small)
@@ -234,6 +234,20 @@ def test_report_by_hand(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit, match="0"):
         paper_rows.main()
     assert capsys.readouterr().out == text  # the same from the one file
+
+
+def test_the_page_has_the_tables_of_the_results(tmp_path):
+    page, results = ROOT / "docs/paper_tables.md", ROOT / "docs/results/paper_mini.json"
+    text = page.read_text()
+    copy = tmp_path / "page.md"
+    copy.write_text(text.replace("| 37.0 |", "| |"))
+    found = json.loads(results.read_text())["results"]
+    tables = table_rows.selected(list(table_rows.TABLES[:7]))
+    row_report.write_into(copy, row_report.markdown(tables, found))
+    assert copy.read_text() == text
+    copy.write_text("no marks")
+    with pytest.raises(ValueError, match="each once"):
+        row_report.write_into(copy, "")
 
 
 @pytest.mark.parametrize(("freedom", "t"), [(1, 12.706), (2, 4.303), (4, 2.776), (40, 2.021)])
