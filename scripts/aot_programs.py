@@ -322,7 +322,8 @@ def _gradients(case: Case, forward: Any, module: Any, maps: list[tuple[int, int,
         return forward(variables, inputs, own_masks(case.bucket, sizes)[1])
 
     def init(inputs, sizes):
-        masks = own_masks(case.bucket, sizes)[1][: len(inputs)]
+        masks = own_masks(case.bucket, sizes)[1]
+        masks = masks[:1] if len(inputs) == 1 else masks  # one level alone has one mask
         return module.init(jax.random.key(0), tuple(inputs), masks)
 
     variables = jax.eval_shape(init, inputs, sizes)
