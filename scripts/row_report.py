@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import table_rows
-from html_pieces import page, table
+from atss_jax.drawing.html_page import page, table
 from table_rows import Row
 
 MARKS = ("<!-- rows -->\n", "<!-- end of rows -->\n")

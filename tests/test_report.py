@@ -53,21 +53,27 @@ def test_report_shows_the_known_mistakes(workdir, capsys):
     assert "<td>training</td><td>not ended</td>" in text
     assert "fields differ from the recipe quickstart" in text and "0.02 -&gt; 0.002" not in text
     assert "model.width</td><td>0.5 -&gt; 0.125" in text
-    assert "a later evaluation than those of the training run" in text  # its AP is not 0.5
+    assert "split val, test-time augmentation none" in text
     assert "COCO minival" not in text
 
 
 def test_head_of_an_ended_run(workdir):
     folder, _ = workdir
     result = workdir_files.write_result(
-        epath.Path(folder), metrics={}, steps=6, wall_seconds=90.0, images_per_s=4.0
+        epath.Path(folder),
+        metrics={},
+        about={"step": 6, "split": "val", "test_time_augmentation": "flip"},
+        steps=6,
+        wall_seconds=90.0,
+        images_per_s=4.0,
     )
     facts = dict(report_header._result(folder))
     assert facts["ended"] == result["ended"] and facts["ended"].startswith("20")
     assert facts["training"] == "6 steps in 1.5 minutes, 4.0 images per second"
     assert "jax" in facts["versions"] and "1 process" in facts["device"]
-    rows = [{"step": 2, "eval/AP": 0.25}, {"step": 4, "eval/AP": 0.5}, {"step": 6, "loss": 1.0}]
-    assert report_header.evaluated_step(rows, {"AP": 0.5}) == "step 4"
+    recipe = recipe_io.read_recipe(folder / "config.json")
+    about = report_header.read_about(folder, recipe)
+    assert about == "step 6, split val, test-time augmentation flip"
 
 
 def test_the_papers_row_stands_beside_coco_alone():
