@@ -9,7 +9,7 @@ from etils import epath
 from atss_jax.data import synthetic
 from atss_jax.errors import UserError
 from atss_jax.evaluation import error_analysis
-from atss_jax.run import report, report_header, report_sections, workdir_files
+from atss_jax.run import recipe_io, report, report_header, report_sections, workdir_files
 from tests import tiny
 
 
