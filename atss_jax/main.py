@@ -9,6 +9,11 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
+from atss_jax.run import stop_signal
+
+if __name__ == "__main__":
+    stop_signal.install()  # before what takes a second to import
+
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -36,6 +41,8 @@ def main(argv: Sequence[str]) -> None:
     if not _WORKDIR.value and _MODE.value != "describe":
         raise UserError("--workdir is missing: the folder of the run.")
 
+    if not _MODE.value.startswith("train"):
+        stop_signal.uninstall()
     from atss_jax.run import modes  # imports JAX: only after the flags are known to be right
 
     sys.exit(modes.run(_MODE.value, recipe, _WORKDIR.value or ""))
@@ -97,6 +104,7 @@ def _unknown_flag_message(name: str, known: Collection[str]) -> str:
 
 def run_from_command_line() -> None:
     """Entry point: errors of the user are one line and exit code 2, not a traceback."""
+    stop_signal.install()
     try:
         name, arguments = split_config(sys.argv[1:])
         error = check_flag_names(arguments)
