@@ -11,11 +11,14 @@ The map, in the order in which the data flows:
 - `runtime/`: devices, compiled programs, checkpoints, metric files. `drawing/`: pictures, curves.
 - `run/`: the recipe as a whole and every mode of the command line, `main`.
 
-The names below are imported when they are first used, so `import atss_jax` costs nothing.
+The names below are imported when they are first used, so `import atss_jax` costs nothing. It only
+sets an XLA switch where the installed jaxlib is known to compute wrong (`runtime.xla_flags`).
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from atss_jax.runtime.xla_flags import avoid_known_miscompilations
 
 if TYPE_CHECKING:
     from atss_jax.assigners import (
@@ -26,9 +29,13 @@ if TYPE_CHECKING:
     )
     from atss_jax.geometry.anchors import AnchorGrid
     from atss_jax.run.detector import Detector
+    from atss_jax.run.result import Result
+    from atss_jax.run.train_folder import Run, train
     from atss_jax.structures import Assignment, Detections, GroundTruth
 
 __version__ = "0.2.0"
+
+avoid_known_miscompilations()  # here, so that scripts and users' own programs have it too
 
 _MODULES = {
     "AnchorGrid": "geometry.anchors",
@@ -36,10 +43,13 @@ _MODULES = {
     "Detections": "structures",
     "Detector": "run.detector",
     "GroundTruth": "structures",
+    "Result": "run.result",
+    "Run": "run.train_folder",
     "assign_atss": "assigners",
     "assign_max_iou": "assigners",
     "assign_spatial_scale": "assigners",
     "assign_top_k_iou": "assigners",
+    "train": "run.train_folder",
 }
 """Public name -> module of the package."""
 
@@ -49,10 +59,13 @@ __all__ = [
     "Detections",
     "Detector",
     "GroundTruth",
+    "Result",
+    "Run",
     "assign_atss",
     "assign_max_iou",
     "assign_spatial_scale",
     "assign_top_k_iou",
+    "train",
 ]
 
 

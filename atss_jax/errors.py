@@ -7,3 +7,7 @@ class UserError(ValueError):
     Raised by our own checks only. Any other exception is a fault of the program or the machine: it
     keeps its traceback.
     """
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that the user named is not there."""

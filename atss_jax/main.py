@@ -1,6 +1,7 @@
 """The command line: `python -m atss_jax.main --config=... --workdir=... --mode=...`.
 
-Flags only. A wrong flag or field is rejected before JAX is imported.
+Flags only. A wrong flag or field is rejected before JAX is imported. Without --config the recipe is
+that of the workdir.
 """
 
 import difflib
@@ -15,15 +16,21 @@ if __name__ == "__main__":
     stop_signal.install()  # before what takes a second to import
 
 from absl import app, flags
-from ml_collections import config_flags
+from etils import epath
+from ml_collections import ConfigDict, config_flags
 
 from atss_jax.errors import UserError
 from atss_jax.run import recipe_files, recipe_io
 
-MODES = ("train", "eval", "train_and_eval", "predict", "export", "describe")
+MODES = ("train", "eval", "train_and_eval", "predict", "export", "describe", "selftest")
+READING_MODES = ("eval", "predict", "export")
+"""Modes that read a checkpoint."""
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _MODE = flags.DEFINE_enum("mode", "train_and_eval", MODES, "What to do.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "last", "What eval, predict and export read: last, best or a step."
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,23 +42,38 @@ def main(argv: Sequence[str]) -> None:
     """
     if len(argv) > 1:
         raise UserError(f"unexpected arguments {list(argv[1:])}: flags only, see --help.")
+    if _MODE.value == "selftest":
+        from atss_jax.run.selftest import report
+
+        sys.exit(0 if report.selftest() else 1)
     if "config" not in flags.FLAGS:
-        raise UserError("--config is missing, as in --config=configs/quickstart.py.")
+        raise UserError(_no_config_message(_WORKDIR.value))
     recipe = recipe_io.recipe_from_mapping(flags.FLAGS.config.to_dict())
     if not _WORKDIR.value and _MODE.value != "describe":
         raise UserError("--workdir is missing: the folder of the run.")
+    if flags.FLAGS["checkpoint"].present and _MODE.value not in READING_MODES:
+        raise UserError(
+            f"--checkpoint={_CHECKPOINT.value} with --mode={_MODE.value}: only for "
+            f"{', '.join(READING_MODES)}. Training goes on from the newest checkpoint."
+        )
 
     if not _MODE.value.startswith("train"):
         stop_signal.uninstall()
     from atss_jax.run import modes  # imports JAX: only after the flags are known to be right
 
-    sys.exit(modes.run(_MODE.value, recipe, _WORKDIR.value or ""))
+    sys.exit(modes.run(_MODE.value, recipe, _WORKDIR.value or "", _CHECKPOINT.value))
 
 
-def split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The value of --config, None without one, and all other arguments.
+def _no_config_message(workdir: str | None) -> str:
+    """An error text for a command without a recipe."""
+    where = f", and {workdir} has no config.json" if workdir else ""
+    return f"--config is missing{where}. Give a recipe, as in --config=configs/quickstart.py."
 
-    >>> split_config(["--config", "quickstart", "--mode=eval"])
+
+def split_flag(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
+    """The value of a flag, None without it, and all other arguments.
+
+    >>> split_flag(["--config", "quickstart", "--mode=eval"], "config")
     ('quickstart', ['--mode=eval'])
     """
     value, rest = None, []
@@ -59,7 +81,7 @@ def split_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     while arguments:
         name, equals, text = arguments[0].partition("=")
         argument = arguments.pop(0)
-        if name not in ("--config", "-config"):
+        if name not in (f"--{flag}", f"-{flag}"):
             rest.append(argument)
         elif equals or not arguments or arguments[0].startswith("-"):
             value = text
@@ -102,20 +124,50 @@ def _unknown_flag_message(name: str, known: Collection[str]) -> str:
     return f"--{name}: no such flag. Did you mean --{near[0]}?"
 
 
-def run_from_command_line() -> None:
-    """Entry point: errors of the user are one line and exit code 2, not a traceback."""
+def numbers_for_auto(argv: Sequence[str]) -> list[str]:
+    """Flags with "auto" replaced by the number that stands for it.
+
+    >>> numbers_for_auto(["--config.data.image_size=auto", "--mode=eval"])
+    ['--config.data.image_size=0', '--mode=eval']
+    """
+    flags = [f"--config.{name}=auto" for name in recipe_io.AUTO_FIELDS]
+    numbers = [f"--config.{name}={value}" for name, value in recipe_io.AUTO_FIELDS.items()]
+    return [numbers[flags.index(a)] if a in flags else a for a in argv]
+
+
+def run_from_command_line(argv: Sequence[str] | None = None) -> None:
+    """Entry point: a `UserError` is one line and exit code 2; all others keep their traceback.
+
+    Args:
+      argv: flags, None for those of the process.
+    """
     stop_signal.install()
     try:
-        name, arguments = split_config(sys.argv[1:])
+        given = sys.argv[1:] if argv is None else argv
+        name, arguments = split_flag(given, "config")
         error = check_flag_names(arguments)
         if error:
             raise UserError(error)
-        if name is not None:
-            config = recipe_files.load_recipe(name)
+        arguments = numbers_for_auto(arguments)
+        config = _find_config(name, arguments)
+        if config is not None:
             config_flags.DEFINE_config_dict("config", config, sys_argv=[sys.argv[0], *arguments])
     except UserError as problem:
         _refuse(problem)
     app.run(_friendly, argv=[sys.argv[0], *arguments], flags_parser=_parse_flags)
+
+
+def _find_config(name: str | None, arguments: Sequence[str]) -> ConfigDict | None:
+    """The recipe that --config names, or else the workdir's; None where there is neither."""
+    if name is not None:
+        return recipe_files.load_recipe(name)
+    workdir, _ = split_flag(arguments, "workdir")
+    path = epath.Path(workdir or "") / "config.json"
+    if workdir and path.exists():
+        return ConfigDict(recipe_io.recipe_to_dict(recipe_io.read_recipe(path))).lock()
+    if any(re.match(r"--?(no)?config\.", argument) for argument in arguments):
+        raise UserError(_no_config_message(workdir))
+    return None
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -130,7 +182,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 def _friendly(argv: Sequence[str]) -> Any:
     try:
         return main(argv)
-    except (ValueError, FileNotFoundError) as error:
+    except UserError as error:  # before the loop: there, `train` turns it into a LoopError
         _refuse(error)
 
 

@@ -48,6 +48,10 @@ class HeadOutputs(NamedTuple):
     """Deltas (dx, dy, dw, dh) or distances (l, t, r, b) in strides, by the regression type."""
     centerness_logits: tuple[Float[Array, "*B h w a"], ...] | None
     """None when the head has no centerness branch."""
+    side_logits: tuple[Float[Array, "*B h w a 4 bins"], ...] | None = None
+    """In training: logits of the distributions whose means are the distances; None without them."""
+    first_boxes: tuple[Float[Array, "*B h w a 4"], ...] | None = None
+    """In training: distances before they were refined; None without refinement."""
 
 
 class Predictions(NamedTuple):

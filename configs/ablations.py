@@ -10,7 +10,7 @@ Not run by this project. The paper's AP on COCO val2017 ("minival"), ResNet-50-F
     Table 6  aspect_ratio                                                about equal
     Table 7  num_scales x num_ratios                                     38.4 .. 39.3
 
-`python scripts/paper_rows.py` prints the command of every row. One of them, Table 4, k = 15:
+`python scripts/paper_rows.py list` prints the command of every row. One of them, Table 4, k = 15:
 
     python -m atss_jax.main --config=configs/ablations.py:k=15 --workdir=workdirs/k15
 

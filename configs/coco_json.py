@@ -1,8 +1,9 @@
 r"""Your own data in COCO format: two JSON files, two image folders.
 
 The number of classes is read from the training JSON. The schedule counts passes over the images.
-The defaults train from random initialisation and suit small sets of small images; with weights
-(`--config.model.init_from`), more memory or larger images, change the fields below.
+The defaults train from random initialisation and suit small sets of small images. The argument
+`coco_json.py:backbone=resnet50` starts from ImageNet weights of the Hugging Face Hub and sets all
+that belongs to them; with more memory or larger images, change the fields below.
 
     python -m atss_jax.main --config=configs/coco_json.py --workdir=workdirs/mine \
       --config.data.train_annotations=... --config.data.train_images=... \
@@ -14,12 +15,26 @@ from dataclasses import replace
 from ml_collections import ConfigDict
 
 from atss_jax.configs import atss_r50_fpn_1x, common
+from atss_jax.run.pretrained_recipe import with_backbone
 from atss_jax.run.recipe import Recipe
 
 
 def recipe(arg: str = "") -> Recipe:
-    """The recipe; it takes no argument."""
-    common.refuse_argument(arg, "configs/coco_json.py")
+    """The recipe.
+
+    Args:
+      arg: "backbone=..." for a pretrained one of `models/weight_table.py`.
+
+    Raises:
+      ValueError: unknown names or values.
+    """
+    backbone = common.parse_arg(arg, backbone="")["backbone"]
+    random = _from_random()
+    return with_backbone(random, backbone) if backbone else random
+
+
+def _from_random() -> Recipe:
+    """The recipe without its argument."""
     base = atss_r50_fpn_1x.recipe()
     return replace(
         base,

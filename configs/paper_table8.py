@@ -17,12 +17,12 @@ repository; "2x" and multi-scale training but for ResNet-50:
 
     python -m atss_jax.main --config=configs/paper_table8.py:backbone=r101,dcn \
       --workdir=workdirs/r101_dcn
-    python -m atss_jax.main --config=configs/paper_table8.py:backbone=r101,dcn \
-      --workdir=workdirs/r101_dcn --mode=eval --config.eval.multiscale=paper
+    python -m atss_jax.main --workdir=workdirs/r101_dcn --mode=eval \
+      --config.eval.multiscale=paper
 
-For test-dev add `--config.eval.format_only` and give `data.val_annotations` and `data.val_images`
-of the test images, then send in the workdir's detections.json. The official runs have 16 images a
-step on 8 GPUs; the learning rate follows another global batch.
+For test-dev add `--config.eval.format_only=True` and give `data.val_annotations` and
+`data.val_images` of the test images, then send in the zip in the evaluation's folder. The official
+runs have 16 images a step on 8 GPUs; the learning rate follows another global batch.
 """
 
 from dataclasses import replace

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 from atss_jax import assigners
 from atss_jax.data.coco import load_coco
+from atss_jax.data.config import DataConfig
 from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.structures import GroundTruth
 
@@ -58,7 +59,9 @@ def parse_args() -> argparse.Namespace:
 
 def read_scenes(args: argparse.Namespace):
     """(sizes [N, 2], boxes scaled, sides sqrt(area) in the original) of images with objects."""
-    dataset = load_coco(args.annotations, args.images, name="analysis", on_error="skip")
+    dataset = load_coco(
+        args.annotations, args.images, name="analysis", config=DataConfig(on_error="skip")
+    )
     sizes, boxes, sides = [], [], []
     for record in range(dataset.num_records):
         original = dataset.boxes(record)

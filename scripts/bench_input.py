@@ -25,7 +25,7 @@ from PIL import Image
 from atss_jax.data import batch_rows, images, loader
 from atss_jax.data.batch_plan import BatchPlan, PlannedBatch
 from atss_jax.data.dataset import DetectionDataset
-from browse_data import DEFAULT_BUCKETS, add_source_arguments, load, parse_buckets
+from atss_jax.run.browse_data import DEFAULT_BUCKETS, add_source_arguments, load, parse_buckets
 
 Seconds = dict[str, list[float]]
 

@@ -152,9 +152,7 @@ class OurTraining:
             self.compile_seconds.append(sum(c.compile_seconds for c in costs))
         self.compile_peak_mib = peak_memory_mib()
         forget_peak_memory()
-        self._batches = loader.train_batches(
-            setup.train_set, setup.plan, start_step=0, **build.train_batch_keywords(config)
-        )
+        self._batches = build.train_batches(config, setup.train_set, setup.plan, start_step=0)
         self.waited = 0.0
 
     def run(self, steps: int) -> list[float]:

@@ -19,6 +19,7 @@ import numpy as np
 from atss_jax.assigners import ASSIGNERS, select_candidates
 from atss_jax.data.batch_rows import read_image
 from atss_jax.data.coco import load_coco
+from atss_jax.data.config import DataConfig
 from atss_jax.data.images import Placement, resized_size, write_row
 from atss_jax.drawing import visualize
 from atss_jax.geometry.anchors import AnchorGrid
@@ -42,7 +43,9 @@ def parse_args() -> argparse.Namespace:
 
 def read_scene(args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """The image RGB and its boxes, resized as in training."""
-    dataset = load_coco(args.annotations, args.images, name="draw", on_error="skip")
+    dataset = load_coco(
+        args.annotations, args.images, name="draw", config=DataConfig(on_error="skip")
+    )
     if not 0 <= args.record < dataset.num_records:
         raise SystemExit(f"--record={args.record}: the data set has {dataset.num_records} images.")
     image = read_image(dataset, args.record)

@@ -141,7 +141,7 @@ def workdir_with(contents: dict[str, str], action: Callable[[epath.Path], Any]) 
 def claim(workdir: epath.Path) -> None:
     """What a training start does with the folder."""
     recipe = recipe_from_mapping(quickstart.get_config().to_dict())
-    workdir_files.claim_workdir(recipe, workdir, training=True)
+    workdir_files.claim_workdir(recipe, workdir)
 
 
 def metrics_of(change: dict[str, Any]) -> None:

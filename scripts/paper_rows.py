@@ -1,209 +1,251 @@
-r"""The command of every row of the paper's Tables 1 to 8 (arXiv 1912.02424), with the paper's AP.
+r"""The paper's Tables 1 to 8 (arXiv 1912.02424) and recipes after it: list, run and report rows.
 
-    python scripts/paper_rows.py                              all rows
-    python scripts/paper_rows.py --tables 4 5 --markdown      as a table for a README
-    python scripts/paper_rows.py --tables 4 --rows k=15 --run one of them (COCO; days of one GPU)
+    python scripts/paper_rows.py list --tables 4,5            rows with their commands
+    python scripts/paper_rows.py run --tables 2,3 --preset mini --seeds 3 --out FOLDER
+    python scripts/paper_rows.py report --out FOLDER          Markdown; --html, --json for files
 
-None of them is run by this project. Flags after `--` are added to every command, such as
-`-- --config.data.global_batch=8`. Rows that are the same run have the same workdir: with `--run`
-a finished one is not trained again.
+`run` skips what is finished, so the same command goes on; any number of machines may run it on a
+shared FOLDER (scripts/row_queue.py says how they share it). The seeds are the outer loop: stopped
+early, each seed so far is complete. `--preset paper` is COCO and takes days of a GPU; `--preset
+mini` is configs/mini.py, minutes of a CPU core. Rows that are the same run are trained once.
+Flags after `--` are added to every command, such as `-- --config.data.data_dir=/data`.
 """
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import row_report
+import table_rows
+from row_queue import RowQueue
+from table_rows import Row
 
 ROOT = Path(__file__).resolve().parents[1]
+PRESETS = ("paper", "mini")
+PREEMPTED = 75
+"""Exit code of a run that was told to stop and goes on later."""
+KEPT = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+"""Metrics of a result."""
 
-DEFAULTS = ("k=9", "anchor_scale=8", "aspect_ratio=1")
-"""Arguments that change nothing: rows with them are the same run."""
+
+class RowFailedError(RuntimeError):
+    """A command of a job ended with an error."""
 
 
-class Row(NamedTuple):
-    """One row of a table."""
+class StoppedError(RuntimeError):
+    """A command of a job was told to stop."""
 
-    table: int
-    name: str
-    """As in the paper."""
-    recipe: str
-    """File under configs."""
-    argument: str
-    paper_ap: float | None
-    """Percent; COCO val2017, test-dev in Table 8. None where it is not at hand."""
-    test_flags: tuple[str, ...] = ()
-    """A further evaluation of the same run, with these flags."""
+
+class Job(NamedTuple):
+    """One training run with its evaluations, which one or more rows name."""
+
+    run: str
+    """`Row.run` of its rows."""
+    preset: str
+    seed: int
+    config: str
+    """Value of --config."""
+    flags: tuple[str, ...]
+    tests: tuple[tuple[str, ...], ...]
+    """Flags of each further evaluation."""
 
     @property
-    def config(self) -> str:
-        """The value of --config."""
-        return f"configs/{self.recipe}.py" + (f":{self.argument}" if self.argument else "")
-
-    @property
-    def workdir(self) -> str:
-        """Folder of the run; one for each configuration."""
-        parts = [part for part in self.argument.split(",") if part and part not in DEFAULTS]
-        return "workdirs/paper/" + "-".join([self.recipe, *parts]).replace("=", "_")
+    def name(self) -> str:
+        """Name of its files and of its workdir."""
+        return f"{self.preset}-{self.run}-seed{self.seed}"
 
 
-def _ablation(table: int, name: str, argument: str, paper_ap: float | None) -> Row:
-    """A row of configs/ablations.py."""
-    return Row(table, name, "ablations", argument, paper_ap)
+def make_job(row: Row, preset: str, seed: int) -> Job:
+    """The job of a row; the same for all rows that are the same run."""
+    if preset == "mini":
+        config = f"mini:{row.config}"
+    else:
+        recipe, colon, argument = row.config.partition(":")
+        config = f"configs/{recipe}.py{colon}{argument}"
+    tests = sorted({other.test for other in table_rows.ROWS if other.run == row.run} - {()})
+    flags = (*row.flags, f"--config.run.seed={seed}")
+    return Job(row.run, preset, seed, config, flags, tuple(tests))
 
 
-def _steps() -> list[Row]:
-    """Table 1: RetinaNet with one anchor, one improvement after the other, and FCOS."""
-    removed = (
-        "head_norm=none",
-        "box_loss=smooth_l1",
-        "positives_in_box=false",
-        "centerness=false",
-        "level_scale=false",
-    )
-    names = ("RetinaNet (#A=1)", "+ GroupNorm", "+ GIoU loss", "+ in GT box", "+ centerness")
-    averages = (32.5, 33.4, 34.9, 35.3, 36.8)
-    rows = [
-        _ablation(1, name, ",".join(("assigner=iou", *removed[i:])), ap)
-        for i, (name, ap) in enumerate(zip(names, averages, strict=True))
-    ]
-    rows.append(_ablation(1, "+ scalar", "assigner=iou", 37.0))
-    return [*rows, Row(1, "FCOS", "fcos_r50_fpn_1x", "improved", 37.8)]
+def make_jobs(rows: list[Row], preset: str, seeds: int) -> list[Job]:
+    """All jobs of rows, each once, one seed after the other."""
+    jobs = [make_job(row, preset, seed) for seed in range(seeds) for row in rows]
+    return list(dict.fromkeys(jobs))
 
 
-def _final_models() -> list[Row]:
-    """Table 8, single-scale and then multi-scale testing."""
-    averages = {
-        "r101": (43.6, 46.3, None),
-        "x101_32x8d": (45.1, 47.7, 50.6),
-        "x101_64x4d": (45.6, 47.7, 50.7),
-    }
-    test_flags = ("--mode=eval", "--config.eval.multiscale=paper")
-    rows = []
-    for column, suffix in enumerate(("", ",dcn", ",dcn")):
-        for backbone, numbers in averages.items():
-            if numbers[column] is None:
-                continue
-            name = f"ATSS {backbone}{' DCN' if suffix else ''}"
-            arguments = ("paper_table8", f"backbone={backbone}{suffix}", numbers[column])
-            if column == 2:
-                rows.append(Row(8, f"{name}, multi-scale testing", *arguments, test_flags))
-            else:
-                rows.append(Row(8, name, *arguments))
-    return rows
+def commands(job: Job, workdir: str, extra: tuple[str, ...] = ()) -> list[list[str]]:
+    """What makes a job: a training run, then each further evaluation."""
+    base = ["python", "-m", "atss_jax.main", f"--config={job.config}", f"--workdir={workdir}"]
+    base += [*job.flags, *extra]
+    return [base, *([*base, "--mode=eval", *test] for test in job.tests)]
 
 
-ROWS = [
-    *_steps(),
-    _ablation(2, "IoU, box", "assigner=iou", 37.0),
-    _ablation(2, "IoU, point", "assigner=iou,regression=point", 36.9),
-    _ablation(2, "spatial and scale, box", "assigner=spatial_scale", 37.8),
-    _ablation(2, "spatial and scale, point", "assigner=spatial_scale,regression=point", 37.8),
-    _ablation(3, "RetinaNet (#A=1)", "assigner=iou", 37.0),
-    _ablation(3, "RetinaNet (#A=1) + ATSS", "", 39.3),
-    _ablation(3, "FCOS", "assigner=spatial_scale,regression=point", 37.8),
-    _ablation(3, "FCOS + center sampling", "assigner=center_sampling,regression=point", 38.6),
-    _ablation(3, "FCOS + ATSS", "regression=point", 39.2),
-    *(
-        _ablation(4, f"k = {k}", f"k={k}", ap)
-        for k, ap in zip(
-            range(3, 20, 2), (38.0, 38.8, 39.1, 39.3, 39.1, 39.0, 39.1, 39.2, 38.9), strict=True
-        )
-    ),
-    *(
-        _ablation(5, f"scale {scale}", f"anchor_scale={scale}", ap)
-        for scale, ap in zip(range(5, 10), (39.0, 39.2, 39.3, 39.3, 38.9), strict=True)
-    ),
-    # The text of the paper that was used here lacks Table 6.
-    *(
-        _ablation(6, f"height / width {ratio:g}", f"aspect_ratio={ratio:g}", None)
-        for ratio in (0.25, 0.5)
-    ),
-    _ablation(6, "height / width 1", "aspect_ratio=1", 39.3),
-    *(
-        _ablation(6, f"height / width {ratio:g}", f"aspect_ratio={ratio:g}", None)
-        for ratio in (2, 4)
-    ),
-    Row(7, "RetinaNet (#A=9), 3 scales, 3 ratios", "retinanet_r50_fpn_1x", "", 36.3),
-    _ablation(
-        7,
-        "+ improvements, 3 scales, 3 ratios",
-        "assigner=iou,num_scales=3,num_ratios=3,anchor_scale=4",
-        38.4,
-    ),
-    _ablation(7, "+ ATSS, 3 scales, 3 ratios", "num_scales=3,num_ratios=3,anchor_scale=4", 39.2),
-    _ablation(7, "+ ATSS, 3 scales, 1 ratio", "num_scales=3,anchor_scale=4", 39.3),
-    _ablation(7, "+ ATSS, 1 scale, 3 ratios", "num_ratios=3", 39.2),
-    _ablation(7, "+ ATSS, 1 scale, 1 ratio", "", 39.3),
-    *_final_models(),
-]
+def run_job(job: Job, scratch: Path, extra: tuple[str, ...]) -> dict[str, Any]:
+    """Runs a job's commands in a workdir below `scratch`, going on with what is there.
 
-
-def commands(row: Row, extra: tuple[str, ...] = ()) -> list[list[str]]:
-    """What makes a row: a training run, and a further evaluation where the row has one.
-
-    Args:
-      row: of `ROWS`.
-      extra: flags for each command.
-    """
-    base = ["python", "-m", "atss_jax.main", f"--config={row.config}", f"--workdir={row.workdir}"]
-    base += extra
-    return [base, [*base, *row.test_flags]] if row.test_flags else [base]
-
-
-def selected(tables: list[int] | None, words: list[str] | None) -> list[Row]:
-    """Rows of the given tables whose name or argument has one of the words.
+    Returns:
+      Its result: metrics, seconds, and what they were measured on.
 
     Raises:
-      ValueError: there is none.
+      RowFailedError: a command failed; says its last lines.
+      StoppedError: a command was told to stop.
     """
-    rows = [
-        row
-        for row in ROWS
-        if (not tables or row.table in tables)
-        and (not words or any(w in (row.name, *row.argument.split(",")) for w in words))
-    ]
-    if not rows:
-        raise ValueError(
-            f"--tables {tables} --rows {words}: no such row. Tables are 1 to 8; a row is named as "
-            "in the paper or by one of its arguments, such as k=15."
-        )
-    return rows
+    workdir = scratch / job.name
+    start = time.monotonic()
+    train, *tests = commands(job, str(workdir), extra)
+    _call(train)
+    result = json.loads((workdir / "result.json").read_text())
+    evaluations = {}
+    for flags, command in zip(job.tests, tests, strict=True):
+        _call(command)
+        evaluated = json.loads((workdir / "eval.json").read_text())
+        evaluations[" ".join(flags)] = {name: evaluated[name] for name in KEPT}
+    return {
+        "run": job.run,
+        "preset": job.preset,
+        "seed": job.seed,
+        "command": shlex.join(commands(job, "WORKDIR", extra)[0]),
+        "metrics": {name: result["metrics"][name] for name in KEPT},
+        "evaluations": evaluations,
+        "steps": result["steps"],
+        "train_seconds": result["wall_seconds"],
+        "all_seconds": round(time.monotonic() - start, 1),
+        "device": f"{result['num_devices']} x {result['device_kind']}",
+        "versions": result["versions"],
+    }
 
 
-def main() -> None:
-    """Prints the rows, or runs them."""
-    arguments = sys.argv[1:]
-    extra = arguments[arguments.index("--") + 1 :] if "--" in arguments else []
+def _call(command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, *command[1:]], cwd=ROOT, capture_output=True, text=True, errors="replace"
+    )
+    if done.returncode == PREEMPTED:
+        raise StoppedError(shlex.join(command))
+    if done.returncode:
+        last = "\n".join(done.stderr.strip().splitlines()[-5:])
+        raise RowFailedError(f"exit code {done.returncode} of {shlex.join(command)}\n{last}")
+
+
+def work(queue: RowQueue, jobs: list[Job], do: Callable[[Job], dict[str, Any]]) -> list[str]:
+    """Pulls jobs until each is finished or has failed, here or on another machine.
+
+    Args:
+      queue: shared with other machines.
+      jobs: in order.
+      do: what makes the result of one.
+
+    Returns:
+      Names of the failed ones.
+    """
+    while True:
+        for number, job in enumerate(jobs, 1):
+            claim = queue.claim(job.name)
+            if claim is None:
+                continue
+            print(f"[{number}/{len(jobs)}] {job.name}", flush=True)
+            try:
+                with claim.held():
+                    queue.finish(job.name, do(job))
+            except RowFailedError as error:
+                queue.fail(job.name, str(error))
+                print(f"failed: {error}", file=sys.stderr, flush=True)
+        left = [job.name for job in jobs if not queue.is_done(job.name)]
+        if all(queue.has_failed(name) for name in left):
+            return left
+        time.sleep(queue.expires / 4)  # another machine has them, or its claims expire
+
+
+def _list(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
+    for row in options.selected:
+        paper = "not at hand" if row.paper_ap is None else f"{row.paper_ap:.1f}"
+        job = make_job(row, options.preset, 0)
+        changes = ", ".join(row.changes) or "nothing"
+        print(f"# table {row.table}, {row.name}: paper {paper}; from {row.base}: {changes}")
+        for command in commands(job, f"workdirs/{options.preset}/{job.name}", extra):
+            print(shlex.join(command))
+    return 0
+
+
+def _run(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
+    queue = RowQueue(options.out, options.expires)
+    jobs = make_jobs(options.selected, options.preset, options.seeds)
+    if options.retry_failed:
+        for job in jobs:
+            if queue.has_failed(job.name):
+                queue.release_failed(job.name)
+    scratch = options.scratch or options.out / "runs"
+    try:
+        failed = work(queue, jobs, lambda job: run_job(job, scratch.resolve(), extra))
+    except StoppedError as error:
+        print(f"stopped, the same command goes on: {error}", file=sys.stderr)
+        return PREEMPTED
+    print(f"{len(jobs) - len(failed)} of {len(jobs)} runs finished", flush=True)
+    for name in failed:
+        print(f"failed: {queue.folder / 'failed' / name}.json", file=sys.stderr)
+    return int(bool(failed))
+
+
+def _report(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
+    del extra
+    if options.out.is_dir():
+        results = RowQueue(options.out).results()
+    else:
+        results = json.loads(options.out.read_text())["results"]
+    results = [result for result in results if result["preset"] == options.preset]
+    if not results:
+        raise ValueError(f"--out {options.out}: no finished row of --preset {options.preset}.")
+    if options.json:
+        row_report.write_json(options.json, results)
+    if options.html:
+        options.html.write_text(row_report.html(options.selected, results))
+    print(row_report.markdown(options.selected, results))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--tables", type=int, nargs="+", help="1 to 8; all by default")
-    parser.add_argument("--rows", nargs="+", help="names or arguments, such as k=15")
-    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
-    parser.add_argument("--run", action="store_true", help="run the commands, one by one")
-    options = parser.parse_args(arguments[: len(arguments) - len(extra) - bool("--" in arguments)])
+    modes = parser.add_subparsers(dest="mode", required=True)
+    texts = {"list": "rows and their commands", "run": "run rows", "report": "tables of results"}
+    for mode, text in texts.items():
+        one = modes.add_parser(mode, help=text)
+        one.add_argument("--tables", help="as in 2,3,beyond; all by default")
+        one.add_argument("--rows", nargs="+", help="names or arguments, such as k=15")
+        preset = "paper" if mode == "list" else None
+        one.add_argument("--preset", choices=PRESETS, default=preset, required=preset is None)
+        if mode != "list":
+            one.add_argument("--out", type=Path, required=True, help="shared folder of results")
+        if mode == "run":
+            one.add_argument("--seeds", type=int, default=1, help="seeds 0 to N - 1")
+            one.add_argument("--scratch", type=Path, help="folder of this machine for workdirs")
+            one.add_argument("--expires", type=float, default=120, help="s until a claim is dead")
+            one.add_argument("--retry-failed", action="store_true", help="run failed rows again")
+        if mode == "report":
+            one.add_argument("--html", type=Path, help="also write this page")
+            one.add_argument("--json", type=Path, help="also write all results into this file")
+    return parser
+
+
+def main() -> None:
+    """Lists, runs or reports rows."""
+    arguments = sys.argv[1:]
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments[:split])
     try:
-        rows = selected(options.tables, options.rows)
-    except ValueError as error:
+        tables = options.tables.split(",") if options.tables else None
+        options.selected = table_rows.selected(tables, options.rows)
+        modes = {"list": _list, "run": _run, "report": _report}
+        sys.exit(modes[options.mode](options, tuple(arguments[split + 1 :])))
+    except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
-    if options.markdown:
-        print("| table | row | `--config=` | paper AP | ours |\n|---|---|---|---|---|")
-    for row in rows:
-        paper = "not at hand" if row.paper_ap is None else f"{row.paper_ap:.1f}"
-        if options.markdown:
-            flags = " ".join(row.test_flags)
-            config = f"`{row.config}`" + (f" `{flags}`" if flags else "")
-            print(f"| {row.table} | {row.name} | {config} | {paper} | not run |")
-            continue
-        print(f"# Table {row.table}, {row.name}: AP {paper}", flush=True)
-        for command in commands(row, tuple(extra)):
-            print(shlex.join(command), flush=True)
-            if options.run:
-                done = subprocess.run([sys.executable, *command[1:]], cwd=ROOT)
-                if done.returncode:
-                    sys.exit(done.returncode)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-r"""Makes ArrayRecord files of a COCO-format set: one pass over the images, checked, resumable.
+r"""Makes ArrayRecord files of a detection set: one pass over the images, checked, resumable.
 
+    python scripts/prepare_coco.py --root=my_data --data_dir=data --name=mine --split=train
     python scripts/prepare_coco.py --annotations=data/coco/annotations/instances_val2017.json \
       --images=data/coco/val2017 --data_dir=data --name=coco2017 --split=validation
+
+--root takes a folder of any layout that `data.root` takes (COCO, Roboflow, YOLO, Pascal VOC);
+--split is then "train" or "validation".
 
 Train from them with `--config.data.source=array_record --config.data.name=coco2017
 --config.data.data_dir=data`. Everything that evaluation needs is in the records: the original
@@ -13,8 +17,8 @@ import argparse
 import sys
 import time
 
-from atss_jax.data.coco import load_coco
-from atss_jax.data.dataset import EXIF_POLICIES, ON_ERROR
+from atss_jax.data.config import DataConfig
+from atss_jax.data.sources import load_split
 from atss_jax.data.tfds_builders import SHARD_BYTES, prepare_records
 
 
@@ -23,18 +27,18 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--annotations", required=True, help="COCO-format JSON file")
-    parser.add_argument("--images", required=True, help="folder that its file names start from")
+    parser.add_argument("--root", default="", help="folder of a set in any known layout")
+    parser.add_argument("--annotations", default="", help="COCO-format JSON file, instead")
+    parser.add_argument("--images", default="", help="folder that its file names start from")
     parser.add_argument("--data_dir", required=True, help="folder for prepared sets")
     parser.add_argument("--name", required=True, help="of the set: a-z, 0-9, _")
     parser.add_argument("--split", required=True, help='"train", "validation", ...')
-    parser.add_argument("--on_error", default="strict", choices=ON_ERROR)
+    parser.add_argument("--on_error", default="strict", help="strict or skip")
     parser.add_argument("--max_bad_fraction", type=float, default=0.01)
     parser.add_argument(
         "--exif",
         default="ignore",
-        choices=EXIF_POLICIES,
-        help="how the sizes in the JSON are meant; images are stored as they are",
+        help="ignore, apply or error: how sizes are meant; images are stored as they are",
     )
     parser.add_argument("--shard_mib", type=int, default=SHARD_BYTES // 2**20)
     return parser.parse_args()
@@ -44,14 +48,19 @@ def main() -> None:
     """Checks, then writes with a progress line."""
     args = parse_args()
     started = time.time()
-    dataset = load_coco(
-        args.annotations,
-        args.images,
+    config = DataConfig(
+        root=args.root,
+        train_annotations=args.annotations,
+        train_images=args.images,
         name=args.name,
         on_error=args.on_error,
         max_bad_fraction=args.max_bad_fraction,
         exif=args.exif,
     )
+    is_val = bool(args.root) and args.split != "train"
+    if is_val and args.split not in ("val", "validation"):
+        raise ValueError(f'--split={args.split}: of --root, prepare "train" or "validation".')
+    dataset = load_split(config, "val" if is_val else "train")
     print(
         f"{dataset.num_records} images, {len(dataset.annotations.id)} annotations, "
         f"{len(dataset.class_names)} classes checked in {time.time() - started:.1f} s"

@@ -1,8 +1,9 @@
-"""A report of a run that people look at: python scripts/report.py WORKDIR [--output report.html].
+"""A report of a run that people look at: python scripts/report.py FOLDER [--output report.html].
 
+FOLDER is a workdir (the last evaluation of the training), or one of the evaluations in its `eval`.
 One self-contained HTML file: metrics beside the paper's, precision-recall curves, AP by class and
 size, error types, confusion, the worst mistakes as thumbnails, assignment statistics and training
-curves. It reads the workdir (config.json, metrics.jsonl, detections.json) and the data set of its
+curves. It reads the folder (config.json, result.json, detections.json) and the data set of its
 configuration, and opens from disk without a network.
 """
 
@@ -22,6 +23,7 @@ from atss_jax.data.batch_rows import read_image
 from atss_jax.data.images import resized_size
 from atss_jax.drawing import curves as line_charts
 from atss_jax.drawing.palette import DETECTION_COLOR, LINE_COLORS, MISTAKE_COLOR, OBJECT_COLOR
+from atss_jax.errors import UserError
 from atss_jax.evaluation import error_analysis
 from atss_jax.evaluation.coco_metrics import (
     METRICS,
@@ -35,7 +37,8 @@ from atss_jax.evaluation.coco_results import coco_to_detections, with_min_score
 from atss_jax.evaluation.error_analysis import KINDS, Scene, Verdicts
 from atss_jax.files import write_whole
 from atss_jax.geometry.anchors import make_grid
-from atss_jax.run import build, recipe_io
+from atss_jax.run import build, evaluation_folder, recipe_io
+from atss_jax.run.recipe import Recipe
 from atss_jax.runtime.metric_writer import read_rows
 from atss_jax.structures import Detections, GroundTruth
 from html_pieces import chart, page, percent, table, thumbnail
@@ -51,29 +54,34 @@ MAX_ASSIGNED = 200
 def main() -> None:
     """Reads the arguments and writes the report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("workdir", type=Path)
-    parser.add_argument("--output", type=Path, help="default: WORKDIR/report.html")
+    parser.add_argument("folder", type=Path, help="a workdir, or WORKDIR/eval/NAME")
+    parser.add_argument("--output", type=Path, help="default: FOLDER/report.html")
     arguments = parser.parse_args()
-    output = arguments.output or arguments.workdir / "report.html"
+    output = arguments.output or arguments.folder / "report.html"
     try:
-        write_whole(output, make_report(arguments.workdir))
-    except FileNotFoundError as error:
+        write_whole(output, make_report(arguments.folder))
+    except UserError as error:
         parser.error(str(error))
     print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB")
 
 
-def make_report(workdir: Path) -> str:
-    """The HTML text of a run's report.
+def make_report(folder: Path) -> str:
+    """The HTML text of a report.
+
+    Args:
+      folder: a workdir, or one of the evaluations in its `eval`.
 
     Raises:
-      FileNotFoundError: the workdir holds no configuration or no detections.
+      UserError: the folder holds no configuration or no detections, or those of another split.
     """
     for name in ("config.json", "detections.json"):
-        if not (workdir / name).exists():
-            raise FileNotFoundError(f"{workdir / name}: missing. Run --mode=eval on it first.")
-    recipe = recipe_io.read_recipe(workdir / "config.json")
+        if not (folder / name).exists():
+            raise UserError(f"{folder / name}: missing. Run --mode=eval on it first.")
+    recipe = recipe_io.read_recipe(folder / "config.json")
+    about = read_about(folder, recipe)
+    workdir = folder.parent.parent if folder.parent.name == "eval" else folder
     dataset = build.load_dataset(recipe, "val")
-    results = dataset.inside_results(json.loads((workdir / "detections.json").read_text()))
+    results = dataset.inside_results(json.loads((folder / "detections.json").read_text()))
     truth = dataset.coco_ground_truth()
     names, ids = list(dataset.class_names), list(dataset.category_ids)
     metrics = coco_metrics(truth, results, class_names=names, category_ids=ids)
@@ -87,6 +95,7 @@ def make_report(workdir: Path) -> str:
     size = f"{dataset.num_records} images, {sum(len(s.gt_labels) for s in scenes)} objects"
     parts = [
         f"<h1>{html.escape(workdir.resolve().name)}</h1>",
+        f"<p>{html.escape(about)}.</p>",
         f"<p>{html.escape(dataset.name)}: {size}, {len(results)} detections. Network: "
         f"{html.escape(recipe.model.backbone)}, assigner {html.escape(recipe.assigner.name)}.</p>",
         "<h2>Metrics</h2>", metrics_table(metrics),
@@ -103,6 +112,28 @@ def make_report(workdir: Path) -> str:
         "<h2>Training</h2>", training_chart(read_rows(workdir / "metrics.jsonl")),
     ]  # fmt: skip
     return page(workdir.resolve().name, parts)
+
+
+def read_about(folder: Path, recipe: Recipe) -> str:
+    """What the detections in a folder are of: step, split, test-time augmentation.
+
+    Raises:
+      UserError: the evaluation had no metrics, or was of another split than the recipe names now.
+    """
+    path = folder / "result.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
+    split = evaluation_folder.split_name(recipe)
+    if recipe.eval.format_only:
+        raise UserError(f"{folder}: detections of a split without annotations: nothing to compare.")
+    if result.get("split", split) != split:
+        raise UserError(
+            f"{path}: the detections are of {result['split']!r}, config.json names {split!r}. Run "
+            "--mode=eval, and make the report of its folder."
+        )
+    step = result.get("step", "unknown")
+    augmentation = result.get("test_time_augmentation", recipe.eval.multiscale)
+    chosen = f" ({result['checkpoint']})" if "checkpoint" in result else ""
+    return f"step {step}{chosen}, split {split}, test-time augmentation {augmentation}"
 
 
 def gather_scenes(dataset: Any, detections: Detections, threshold: float) -> list[Scene]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cv2
+import jax
 import numpy as np
 from jax import export
 
@@ -75,8 +76,38 @@ def detect(
     ]
 
 
+class VersionError(Exception):
+    """This jax is outside a file's window of versions."""
+
+
+def load_program(path: pathlib.Path, about: dict[str, Any]) -> Callable:
+    """The callable of an exported file.
+
+    Raises:
+      VersionError: this jax cannot read it; says what to do.
+    """
+    try:
+        return export.deserialize(bytearray(path.read_bytes())).call
+    except ValueError as error:
+        raise VersionError(too_old_or_new(path, about, error)) from error
+
+
+def too_old_or_new(path: pathlib.Path, about: dict[str, Any], error: Exception) -> str:
+    """What to tell about a program that this jax cannot read."""
+    writer = about["versions"]["jax"]
+    return (
+        f"{path}: jax {jax.__version__} cannot read this program, which jax {writer} wrote on "
+        f"{about['exported_on']} ({str(error).splitlines()[0]}). jax keeps exported files readable "
+        "for about six months of versions. Export the run again (atss export WORKDIR), or "
+        f"install jax=={writer}."
+    )
+
+
 def main() -> int:
-    """Reads the command line, prints; returns the exit code, 1 where an image was left out."""
+    """Reads the command line, prints; returns the exit code.
+
+    It is 1 where an image was left out, and 2 where this jax cannot read the program.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=pathlib.Path, help="that --mode=export wrote")
     parser.add_argument("images", nargs="+", help="image files")
@@ -91,7 +122,7 @@ def main() -> int:
 
     @functools.cache
     def program_of(name: str) -> Callable:
-        return export.deserialize(bytearray((folder / name).read_bytes())).call
+        return load_program(folder / name, about)
 
     num_failed = 0
     for path in arguments.images:
@@ -100,6 +131,9 @@ def main() -> int:
             if image is None:
                 raise ValueError("no image that OpenCV reads")
             found = detect(np.asarray(image, np.uint8), about, program_of)
+        except VersionError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         except ValueError as error:
             num_failed += 1
             print(f"{path}: {error}", file=sys.stderr)

@@ -49,7 +49,7 @@ def make_variables(config: Recipe):
 def write_workdir(folder, config: Recipe) -> None:
     """A run with one checkpoint."""
     workdir = epath.Path(folder)
-    workdir_files.claim_workdir(config, workdir, training=True)
+    workdir_files.claim_workdir(config, workdir)
     workdir_files.write_classes(workdir, CLASS_NAMES, CATEGORY_IDS)
     checkpointer = Checkpointer(workdir / "checkpoints", keep_last=1, keep_best=0, keep_every=0)
     checkpointer.save(7, {"step": np.int32(7), **make_variables(config)}, None, wait=True)

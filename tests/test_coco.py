@@ -6,16 +6,17 @@ import json
 import os
 import pickle
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from atss_jax.data import coco, image_files, loader
+from atss_jax.data import content as content_module
+from atss_jax.data import image_files, loader
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.coco import load_coco
+from atss_jax.data.config import DataConfig
 from atss_jax.data.images import ORIENTATION_TAG
 
 IMAGE_SIZES = {3: (40, 60), 7: (50, 30), 9: (32, 48)}
@@ -104,7 +105,7 @@ def test_bad_boxes_of_bccd(shared):
     args = str(base / "annotations/instances_val_with_bad.json"), str(base / "images/val")
     with pytest.raises(ValueError, match=r"BloodImage_00338.jpg\): bbox .* has no area"):
         load_coco(*args, name="bccd")
-    dataset = load_coco(*args, name="bccd", on_error="skip")
+    dataset = load_coco(*args, name="bccd", config=DataConfig(on_error="skip"))
     assert dict(dataset.health.bad) == {"box_empty": 1}
     assert int(dataset.num_boxes.sum()) == 1137
 
@@ -161,11 +162,13 @@ def test_bad_annotation(tmp_path, case):
         load_coco(*args, name="mine")
     assert args[0] in str(error.value) and 'data.on_error="skip"' in str(error.value)
     assert f"annotation {content['annotations'][3]['id']} " in str(error.value)
-    dataset = load_coco(*args, name="mine", on_error="skip", max_bad_fraction=0.25)
+    dataset = load_coco(
+        *args, name="mine", config=DataConfig(on_error="skip", max_bad_fraction=0.25)
+    )
     assert dict(dataset.health.bad) == {kind: 1}
     assert dataset.num_boxes.tolist() == [1, 1, 0] and len(dataset.annotations.id) == 3
     with pytest.raises(ValueError, match="1 of 4 annotations are bad .*max_bad_fraction=0.2"):
-        load_coco(*args, name="mine", on_error="skip", max_bad_fraction=0.2)
+        load_coco(*args, name="mine", config=DataConfig(on_error="skip", max_bad_fraction=0.2))
 
 
 @pytest.mark.parametrize("entry", [None, 5, [], {}])
@@ -175,7 +178,9 @@ def test_annotation_that_is_no_object(tmp_path, entry):
     args = write_set(tmp_path, content)
     with pytest.raises(ValueError, match="annotation number 4"):
         load_coco(*args, name="mine")
-    dataset = load_coco(*args, name="mine", on_error="skip", max_bad_fraction=0.2)
+    dataset = load_coco(
+        *args, name="mine", config=DataConfig(on_error="skip", max_bad_fraction=0.2)
+    )
     assert dict(dataset.health.bad) == {"annotation_type": 1}
 
 
@@ -216,7 +221,9 @@ def test_bad_image(tmp_path, case):
     with pytest.raises(ValueError, match="bad records") as error:
         load_coco(*args, name="mine")
     assert str(entry["file_name"]) in str(error.value) and str(entry["id"]) in str(error.value)
-    dataset = load_coco(*args, name="mine", on_error="skip", max_bad_fraction=1.0)
+    dataset = load_coco(
+        *args, name="mine", config=DataConfig(on_error="skip", max_bad_fraction=1.0)
+    )
     assert dataset.health.bad[kind] == 1 and dataset.health.bad_images == 1
     # the entry that came first keeps its id; annotations go with a dropped image
     assert 3 not in dataset.image_ids
@@ -225,7 +232,9 @@ def test_bad_image(tmp_path, case):
 
 def test_bad_files_are_never_skipped(tmp_path):
     def load(content: object):
-        return load_coco(*write_set(tmp_path, content), name="mine", on_error="skip")
+        return load_coco(
+            *write_set(tmp_path, content), name="mine", config=DataConfig(on_error="skip")
+        )
 
     good = good_content()
     cases: list[tuple[object, str]] = [
@@ -257,14 +266,6 @@ def test_bad_files_are_never_skipped(tmp_path):
         load_coco(path, str(tmp_path / "none"), name="mine")
     with pytest.raises(ValueError, match="differ from the expected"):
         load_coco(path, str(tmp_path), name="mine", class_names=("dog", "cat"))
-    policies: list[tuple[dict[str, Any], str]] = [
-        ({"on_error": "ignore"}, "data.on_error='ignore': use one of strict, skip"),
-        ({"exif": "rotate"}, "data.exif='rotate'"),
-        ({"max_bad_fraction": 2.0}, "data.max_bad_fraction=2"),
-    ]
-    for keywords, message in policies:
-        with pytest.raises(ValueError, match=message):
-            load_coco(path, str(tmp_path), name="mine", **keywords)
 
 
 def test_oddities_are_counted_and_kept(tmp_path):
@@ -305,12 +306,14 @@ def test_exif_policies(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "3.png", exif=exif)
     assert load_coco(*args, name="mine").sizes[0].tolist() == [40, 60]
     with pytest.raises(ValueError, match="60x40 .* the file is 40x60 with data.exif='apply'"):
-        load_coco(*args, name="mine", exif="apply")
+        load_coco(*args, name="mine", config=DataConfig(exif="apply"))
     with pytest.raises(ValueError, match=r"image 3 \(.*3.png\): EXIF orientation 6"):
-        load_coco(*args, name="mine", exif="error")
+        load_coco(*args, name="mine", config=DataConfig(exif="error"))
     content["images"][2].update({"height": 60, "width": 40})
     content["annotations"] = []
-    turned = load_coco(*write_set(tmp_path, content, images=False), name="mine", exif="apply")
+    turned = load_coco(
+        *write_set(tmp_path, content, images=False), name="mine", config=DataConfig(exif="apply")
+    )
     assert turned.sizes[0].tolist() == [60, 40] and turned.orientations.tolist() == [6, 1, 1]
 
 
@@ -327,7 +330,10 @@ def test_awkward_images(shared, tmp_path):
     path.write_text(json.dumps(content))
     good = [n + 1 for n, f in enumerate(files) if f["decodes"]]
     dataset = load_coco(
-        str(path), str(folder), name="awkward", on_error="skip", max_bad_fraction=0.5
+        str(path),
+        str(folder),
+        name="awkward",
+        config=DataConfig(on_error="skip", max_bad_fraction=0.5),
     )
     assert dataset.image_ids.tolist() == good
     assert dataset.health.bad_images == len(files) - len(good)
@@ -441,7 +447,7 @@ def test_names_outside_the_folder_by_a_field(tmp_path):
     path, folder = write_set(tmp_path / "inside", content)
     with pytest.raises(ValueError, match=r"leaves the image folder. Set data.allow_outside"):
         load_coco(path, folder, name="mine")
-    dataset = load_coco(path, folder, name="mine", allow_outside=True)
+    dataset = load_coco(path, folder, name="mine", config=DataConfig(allow_outside=True))
     assert dataset.file_name(0) == "../3.png" and dataset.image_bytes(1)[1:4] == b"PNG"
 
 
@@ -457,7 +463,9 @@ def test_annotations_go_with_an_image_dropped_for_its_entry(tmp_path):
     content = good_content()
     del content["images"][2]["file_name"]
     args = write_set(tmp_path, content)
-    dataset = load_coco(*args, name="mine", on_error="skip", max_bad_fraction=0.4)
+    dataset = load_coco(
+        *args, name="mine", config=DataConfig(on_error="skip", max_bad_fraction=0.4)
+    )
     assert dict(dataset.health.bad) == {"image_file_name": 1}
     assert dataset.health.bad_annotations == 0
 
@@ -481,7 +489,7 @@ def test_at_most_64_kib_of_a_good_image_are_read(tmp_path, monkeypatch):
             read.append(super().readinto(buffer) or 0)
             return read[-1]
 
-    monkeypatch.setattr(coco, "FULL_DECODE_LIMIT", 0)
+    monkeypatch.setattr(content_module, "FULL_DECODE_LIMIT", 0)
     monkeypatch.setattr(
         image_files.FolderSource,
         "open",

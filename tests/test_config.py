@@ -1,7 +1,6 @@
 """Recipes build, every typo is caught with the right suggestion, every field is read."""
 
 import ast
-import dataclasses
 import subprocess
 import sys
 import typing
@@ -208,21 +207,6 @@ def test_integers_pass_for_floats_and_lists_for_tuples():
     values["data"]["buckets"] = [[128, 160]]
     checked = recipe_io.recipe_from_mapping(values)
     assert checked.model.width == 1.0 and checked.data.buckets == ((128, 160),)
-
-
-def test_differences_ignore_what_does_not_change_numbers():
-    config = recipe_io.recipe_from_mapping(quickstart.get_config().to_dict())
-    other = dataclasses.replace(
-        config,
-        run=dataclasses.replace(config.run, log_every=3),
-        optim=dataclasses.replace(config.optim, learning_rate=1.0),
-        eval=dataclasses.replace(config.eval, nms_iou=0.5),
-    )
-    assert recipe_io.recipe_differences(config, other, training=True) == [
-        "  config.optim.learning_rate: 0.002 -> 1.0",
-        "  config.eval.nms_iou: 0.6 -> 0.5",
-    ]
-    assert len(recipe_io.recipe_differences(config, other, training=False)) == 1
 
 
 def test_every_field_is_read_somewhere():

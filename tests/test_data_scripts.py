@@ -3,11 +3,13 @@
 import json
 import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import pytest
 
+from atss_jax import cli
 from atss_jax.data.tfds_builders import load_tfds
 from tests.test_loader import make_set
 
@@ -38,9 +40,7 @@ def source(tmp_path) -> list[str]:
     return [f"--annotations={tmp_path}/a.json", f"--images={tmp_path}"]
 
 
-@pytest.mark.parametrize(
-    "name", ["prepare_coco.py", "check_data.py", "browse_data.py", "bench_input.py"]
-)
+@pytest.mark.parametrize("name", ["prepare_coco.py", "bench_input.py"])
 def test_help(run, name):
     printed, status = run(name, "--help")
     assert status == 0 and "usage:" in printed
@@ -55,9 +55,20 @@ def test_prepare(run, source, tmp_path):
     assert "error: name='A b'" in str(status)
 
 
-def test_check(run, source, tmp_path):
-    printed, status = run(
-        "check_data.py", *source, *SMALL, "--short_side=48", "--decode", f"--html={tmp_path}/r.html"
+@pytest.fixture
+def atss(capsys) -> Callable[..., tuple[str, int]]:
+    """Runs `atss` with arguments; (what it printed, exit code)."""
+
+    def run_command(*arguments: str) -> tuple[str, int]:
+        status = cli.main(arguments)
+        return capsys.readouterr().out, status
+
+    return run_command
+
+
+def test_check(atss, source, tmp_path):
+    printed, status = atss(
+        "check", *source, *SMALL, "--short_side=48", "--decode", f"--html={tmp_path}/r.html"
     )
     assert status == 0
     assert "images: 9 good of 9 listed" in printed and "64x96: 66.7 %" in printed
@@ -66,17 +77,17 @@ def test_check(run, source, tmp_path):
     content = json.loads((tmp_path / "a.json").read_text())
     content["annotations"][0]["bbox"] = [1, 1, 0, 4]
     (tmp_path / "a.json").write_text(json.dumps(content))
-    printed, status = run("check_data.py", *source, *SMALL, "--short_side=48")
+    printed, status = atss("check", *source, *SMALL, "--short_side=48")
     assert status == 1
     assert "image_undecodable: 1" in printed and "box_empty: 1" in printed
     assert "bad: image 30 (" in printed
 
 
-def test_browse(run, source, tmp_path):
+def test_browse(atss, source, tmp_path):
     out = tmp_path / "sheet.png"
     arguments = ["--short_sides=40-48", "--batch_size=2", "--batches=2", f"--out={out}"]
     more = ["--tile_width=120", "--augmentations", "scale_crop(0.5, 1.5)", "mosaic(0.5)"]
-    _, status = run("browse_data.py", *source, *SMALL, *arguments, *more)
+    _, status = atss("browse", *source, *SMALL, *arguments, *more)
     assert status == 0
     sheet = cv2.imread(str(out))
     assert sheet is not None and sheet.shape[1] == 2 * 120 + 3 * 10 and sheet.max() > 100

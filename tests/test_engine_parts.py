@@ -289,29 +289,17 @@ def test_folders_that_orbax_cannot_read_again_are_refused(tmp_path, name):
 
 
 def test_no_checkpoint_is_said_clearly(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Train first"):
+    with pytest.raises(UserError, match="Train first"):
         restore_part(epath.Path(tmp_path / "nothing"), {})
-    config = recipe_from_mapping(quickstart.get_config().to_dict())
-    with pytest.raises(FileNotFoundError, match="Train first"):
-        workdir_files.claim_workdir(config, epath.Path(tmp_path / "nothing"), training=False)
-
-
-def test_eval_mode_may_change_evaluation_fields_only(tmp_path):
-    config = recipe_from_mapping(quickstart.get_config().to_dict())
-    workdir = epath.Path(tmp_path / "run")
-    workdir_files.claim_workdir(config, workdir, training=True)
-    values = quickstart.get_config().to_dict()
-    values["eval"]["nms_iou"] = 0.5
-    workdir_files.claim_workdir(recipe_from_mapping(values), workdir, training=False)
-    with pytest.raises(ValueError, match="config.eval.nms_iou: 0.6 -> 0.5"):
-        workdir_files.claim_workdir(recipe_from_mapping(values), workdir, training=True)
+    with pytest.raises(UserError, match="Train first"):
+        workdir_files.open_workdir(quickstart.recipe(), epath.Path(tmp_path / "nothing"))
 
 
 def test_checkpoints_without_a_recipe_are_refused(tmp_path):
     (tmp_path / "checkpoints" / "9").mkdir(parents=True)
     config = recipe_from_mapping(quickstart.get_config().to_dict())
     with pytest.raises(UserError, match="no config.json"):
-        workdir_files.claim_workdir(config, epath.Path(tmp_path), training=True)
+        workdir_files.claim_workdir(config, epath.Path(tmp_path))
 
 
 def test_classes_are_compared_and_never_overwritten(tmp_path):

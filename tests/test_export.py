@@ -16,6 +16,7 @@ import pytest
 from etils import epath
 from jax import export as jax_export
 
+import run_exported
 from atss_jax.run import export
 from atss_jax.run.detector import Detector
 from tests.small_detector import CATEGORY_IDS, CLASS_NAMES, make_config
@@ -115,6 +116,33 @@ def test_description_says_until_when_and_what(exported):
         data = (folder / entry["path"]).read_bytes()
         assert entry["sha256"] == hashlib.sha256(data).hexdigest()
     assert not list(folder.glob("*.tmp"))
+
+
+def test_outside_the_window_of_versions(tmp_path, monkeypatch, capsys):
+    """One line that says who wrote the file, when, and what to do; no image is tried."""
+
+    def refuse(content):
+        raise ValueError("The serialization version 99 is too new.\nMore.")
+
+    file = {"path": "a.stablehlo", "height": 64, "width": 64}
+    about = {
+        "format": "stablehlo",
+        "files": [file],
+        "batch_size": 1,
+        "resize": {"short_side": 32, "max_long_side": 64},
+        "versions": {"jax": "9.8.7"},
+        "exported_on": "2030-01-02",
+    }
+    (tmp_path / "detector.json").write_text(json.dumps(about))
+    (tmp_path / "a.stablehlo").write_bytes(b"")
+    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((32, 32, 3), np.uint8))
+    monkeypatch.setattr(run_exported.export, "deserialize", refuse)
+    monkeypatch.setattr(sys, "argv", ["program", str(tmp_path), str(tmp_path / "image.png")])
+    assert run_exported.main() == 2
+    error = capsys.readouterr().err
+    for text in ("9.8.7", "2030-01-02", "version 99", "atss export WORKDIR", jax.__version__):
+        assert text in error
+    assert error.count("\n") == 1
 
 
 def test_program_answers_everything(exported, tmp_path):

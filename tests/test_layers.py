@@ -1,6 +1,9 @@
 """Convolutions: the gradients written for CPUs are those of automatic differentiation."""
 
+import re
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
@@ -48,20 +51,39 @@ def test_gradients(height, width, channels, size, stride):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_gradients_on_cpus_have_one_layout(stride):
-    """What XLA's CPU backend has fast kernels for, also inside of loops."""
+def lowered_gradients(platform, stride, channels=5):
+    """StableHLO of both gradients for a platform that need not be here."""
 
     def total(x, kernel):
         return layers.convolution(x, kernel, stride=stride).sum()
 
-    gradients = jax.make_jaxpr(jax.grad(total, (0, 1)))(
-        np.ones((2, 9, 14, 5), np.float32), np.ones((3, 3, 5, 7), np.float32)
-    )
-    found = [
-        equation.params["dimension_numbers"]
-        for equation in gradients.jaxpr.eqns
-        if equation.primitive.name == "conv_general_dilated"
-    ]
-    expected = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, ("NHWC", "HWIO", "NHWC"))
-    assert len(found) >= 2 and set(found) == {expected}
+    shapes = (2, 16, 24, channels), (3, 3, channels, channels)
+    arrays = (np.ones(shape, np.float32) for shape in shapes)
+    gradients = jax.jit(jax.grad(total, (0, 1))).trace(*arrays)
+    return gradients.lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_on_cpus_have_one_layout(stride):
+    """What XLA's CPU backend has fast kernels for, also inside of loops."""
+    found = set(re.findall(r"dim_numbers = (.*?), window", lowered_gradients("cpu", stride)))
+    assert found == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_programs_for_accelerators_have_no_gradients_of_cpus(platform):
+    channels = layers.MIN_CHANNELS_FOR_TAP_PRODUCTS
+    assert "stablehlo.while" in lowered_gradients("cpu", 1, channels)
+    assert "stablehlo.while" not in lowered_gradients(platform, 1, channels)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_accelerators(stride):
+    rng = np.random.default_rng(stride)
+    x, kernel = rng.normal(size=(2, 9, 14, 3)), rng.normal(size=(3, 3, 3, 4))
+    y, pull = jax.vjp(lambda x, kernel: plain(x, kernel, stride), x, kernel)
+    cotangent = rng.normal(size=y.shape).astype(y.dtype)
+    x, kernel, cotangent = (jnp.asarray(a, y.dtype) for a in (x, kernel, cotangent))
+    found = layers._plain_gradients(stride, x, kernel, cotangent)
+    for ours, theirs in zip(found, pull(cotangent), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)

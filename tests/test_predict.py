@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from atss_jax.data import media
+from atss_jax.errors import UserError
 from atss_jax.models import pretrained
 from atss_jax.run import predict
 from atss_jax.run.detector import Detector
@@ -52,7 +53,7 @@ def detector(workdir) -> Detector:
 
 
 def test_batches_equal_single_images(detector):
-    single = [detector(image) for image in PICTURES]
+    single = [detector(image).detections for image in PICTURES]
     batched = list(detector.detect(iter(PICTURES)))
     assert len(batched) == len(PICTURES) and detector.class_names == CLASS_NAMES
     for image, one, other in zip(PICTURES, single, batched, strict=True):
@@ -79,7 +80,7 @@ def test_weights_out_and_in_again(workdir, detector, tmp_path):
     for a, b in zip(jax.tree.leaves(started), jax.tree.leaves(detector.variables), strict=True):
         np.testing.assert_array_equal(a, b)
     for image in PICTURES[:2]:
-        for a, b in zip(again(image), detector(image), strict=True):
+        for a, b in zip(again(image).detections, detector(image).detections, strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -197,14 +198,22 @@ def test_what_a_detector_takes(detector, tmp_path):
         jax.numpy.asarray(PICTURES[0]),
     ]
     for form, found in zip(forms, detector(list(forms)), strict=True):
-        for a, b in zip(found, expected, strict=True):
+        for a, b in zip(found.detections, expected.detections, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4, err_msg=str(type(form)))
     assert detector([]) == []
     threshold = float(np.median(expected.scores))
     some = detector(PICTURES[0], threshold=threshold)
     assert 0 < len(some.scores) < len(expected.scores) and some.scores.min() >= threshold
-    assert detector.names == dict(enumerate(CLASS_NAMES))
-    with pytest.raises(TypeError, match="an image of type int: give a path, bytes"):
+    assert detector.names == found.names == dict(enumerate(CLASS_NAMES))
+    np.testing.assert_array_equal(
+        detector(PICTURES[0][..., ::-1], channel_order="bgr").scores, expected.scores
+    )
+    kept, again = detector([path, PICTURES[0]], threshold=threshold)
+    assert (kept.source, again.source, kept.image_size) == (str(path), "", (90, 130))
+    np.testing.assert_array_equal(kept.draw(), again.draw())
+    with pytest.raises(UserError, match="score between 0 and 1"):
+        detector(PICTURES[0], threshold=30.0)
+    with pytest.raises(TypeError, match="an image of type int: give a path, an http"):
         detector(7)
     with pytest.raises(ValueError, match="image of 3 bytes"):
         detector(b"abc")
@@ -215,7 +224,7 @@ def test_names_and_cells_that_collide_or_compute(detector, tmp_path):
     taken: set[str] = set()
     names = ["a/b.png", "a__b.png", "A__B.png", "a__b.png_2"]
     assert len({predict.drawing_name(name, taken) for name in names}) == len(names)
-    found = detector(PICTURES[0])
+    found = detector(PICTURES[0]).detections
     predict.write_tables(
         [("=cmd|' /C calc'!A0.jpg", found)], detector, predict.epath.Path(tmp_path)
     )

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from atss_jax.data import loader, synthetic, tfds_builders
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.coco import load_coco
+from atss_jax.data.config import DataConfig
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.data.record_columns import COCO_CATEGORY_IDS
 from atss_jax.data.records import find_builder_dir
@@ -192,7 +193,7 @@ def test_unknown_categories_are_bad_as_in_a_json(from_json, tmp_path):
     prepare_records(changed, str(tmp_path), "mine", "train")
     with pytest.raises(ValueError, match=rf"annotation {a.id[3]} of image .*category_id 99 is not"):
         load_tfds("mine", "train", str(tmp_path))
-    records = load_tfds("mine", "train", str(tmp_path), on_error="skip")
+    records = load_tfds("mine", "train", str(tmp_path), config=DataConfig(on_error="skip"))
     assert dict(records.health.bad) == {"unknown_category": 2}
     assert len(records.annotations.id) == len(a.id) - 2
 
@@ -212,7 +213,9 @@ def test_damaged_files_are_named(from_json, tmp_path, on_error, caplog):
     expected = load_tfds("mine", "train", str(tmp_path)).coco_ground_truth()
     (columns,) = folder.glob("columns-*.npz")
     columns.write_bytes(columns.read_bytes()[:1000])
-    found = load_tfds("mine", "train", str(tmp_path), on_error=on_error).coco_ground_truth()
+    found = load_tfds(
+        "mine", "train", str(tmp_path), config=DataConfig(on_error=on_error)
+    ).coco_ground_truth()
     assert found == expected and f"{columns}: damaged" in caplog.text  # read again
     columns.unlink()
     record_file = next(folder.glob("*.array_record*"))
@@ -220,7 +223,7 @@ def test_damaged_files_are_named(from_json, tmp_path, on_error, caplog):
     for damaged in (data[: len(data) // 2], b"garbage" * 99):
         record_file.write_bytes(damaged)
         with pytest.raises(ValueError, match="records cannot be read") as error:
-            load_tfds("mine", "train", str(tmp_path), on_error=on_error)
+            load_tfds("mine", "train", str(tmp_path), config=DataConfig(on_error=on_error))
         assert str(folder) in str(error.value)
 
 
@@ -276,6 +279,25 @@ def test_scenes_are_fixed_and_separable():
         assert (scene.boxes >= 0).all() and (scene.boxes <= [width, height] * 2).all()
     sides = np.concatenate([s.boxes[:, 2:] - s.boxes[:, :2] for s in scenes])
     assert sides.min() < 13 and sides.max() > 90
+
+
+def test_crowded_scenes_have_five_octaves_elongated_objects_and_small_ones_on_large_ones():
+    scenes = [synthetic.make_scene("train", n, "shapes_crowded") for n in range(60)]
+    again = synthetic.make_scene("train", 7, "shapes_crowded")
+    np.testing.assert_array_equal(again.image, scenes[7].image)
+    boxes = np.concatenate([s.boxes for s in scenes])
+    sides = boxes[:, 2:] - boxes[:, :2]
+    size = np.sqrt(np.prod(sides, axis=1))
+    assert 6 <= size.min() < 7 and np.log2(size.max() / size.min()) > 4.7
+    assert np.quantile(np.exp(np.abs(np.log(sides[:, 0] / sides[:, 1]))), 0.9) > 3
+    assert np.mean([len(s.labels) for s in scenes]) > 6
+    assert all((s.labels == 0).all() for s in scenes)
+    inside = 0
+    for scene in scenes:
+        low = scene.boxes[:, None, :2] <= scene.boxes[None, :, :2]
+        high = scene.boxes[:, None, 2:] >= scene.boxes[None, :, 2:]
+        inside += (low & high).all(axis=-1).sum() - len(scene.boxes)
+    assert inside > 60
 
 
 @pytest.mark.parametrize("label", range(6))

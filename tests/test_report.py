@@ -19,7 +19,7 @@ def workdir(tmp_path):
     tiny.make_coco(tmp_path, 6, "val")
     config = tiny.make_config(tmp_path)
     workdir = tmp_path / "run <1>"
-    workdir_files.claim_workdir(config, epath.Path(workdir), training=True)
+    workdir_files.claim_workdir(config, epath.Path(workdir))
     truth = json.loads((tmp_path / "val.json").read_text())["annotations"]
     detections = [
         {k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 0.9} for a in truth[1:]

@@ -1,4 +1,4 @@
-"""Scripts around training: the paper's rows, curves, launch files, the benchmark's arithmetic."""
+"""Scripts around training: curves, launch files, the benchmark's arithmetic."""
 
 import argparse
 import json
@@ -8,87 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
-import jax
 import numpy as np
 import pytest
 
 import bench_train
-import paper_rows
 import peak_memory
 import plot_run
-from atss_jax.assigners.registry import make_assigner
-from atss_jax.configs import ablations, fcos_r50_fpn_1x, paper_table8, retinanet_r50_fpn_1x
-from atss_jax.geometry.anchors import AnchorGrid, make_grid
-from atss_jax.models.detector import DetectorNetwork, init_variables
+from atss_jax.geometry.anchors import make_grid
 from atss_jax.run import build, recipe_io
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPES = {
-    recipe.__name__.split(".")[-1]: recipe
-    for recipe in (ablations, fcos_r50_fpn_1x, paper_table8, retinanet_r50_fpn_1x)
-}
-
-
-def row_config(row):
-    return recipe_io.recipe_from_mapping(RECIPES[row.recipe].get_config(row.argument).to_dict())
-
-
-@pytest.mark.parametrize("row", paper_rows.ROWS, ids=lambda r: f"{r.table}:{r.name}")
-def test_every_row_of_the_paper_builds(row):
-    config = row_config(row)
-    make_assigner(config.assigner)
-    assert isinstance(make_grid(config.anchors, config.data.buckets[0]), AnchorGrid)
-    for command in paper_rows.commands(row):
-        assert f"--config={row.config}" in command
-        assert (ROOT / row.config.split(":")[0]).is_file()
-
-
-def test_rows_of_one_table_differ_and_equal_workdirs_are_equal_runs():
-    by_workdir = {}
-    for row in paper_rows.ROWS:
-        config = row_config(row)
-        assert by_workdir.setdefault(row.workdir, config) == config
-    for table in range(1, 9):
-        rows = [row for row in paper_rows.ROWS if row.table == table]
-        assert len({(row.workdir, row.test_flags) for row in rows}) == len(rows) > 3
-
-
-@pytest.mark.parametrize(
-    "row",
-    [r for r in paper_rows.ROWS if (r.table, r.name) in {(1, "RetinaNet (#A=1)"), (1, "FCOS")}],
-    ids=lambda r: r.name,
-)
-def test_networks_of_rows_have_the_heads_they_name(row):
-    values = RECIPES[row.recipe].get_config(row.argument).to_dict()
-    values["data"]["buckets"] = ((64, 96),)
-    values["model"].update(backbone="resnet18", flavour="torchvision", width=0.125)
-    values["model"].update(fpn_channels=32, head_convs=1)
-    config = recipe_io.recipe_from_mapping(values)
-    model = DetectorNetwork(config.model, 3, config.anchors.num_per_location)
-    params = jax.eval_shape(lambda: init_variables(model, config.data.buckets[0], 0))["params"]
-    paths = jax.tree_util.tree_flatten_with_path(params["head"])[0]
-    names = {jax.tree_util.keystr(path) for path, _ in paths}
-    assert any("centerness" in name for name in names) == (row.name == "FCOS")
-    assert any("norm" in name for name in names) == (row.name == "FCOS")
-
-
-def test_multiscale_testing_is_a_further_command_of_the_same_run():
-    (row,) = paper_rows.selected([8], ["ATSS x101_64x4d DCN, multi-scale testing"])
-    train, test = paper_rows.commands(row, ("--config.data.global_batch=8",))
-    assert "--mode=eval" in test and "--config.eval.multiscale=paper" in test
-    assert test[: len(train)] == train and train[-1] == "--config.data.global_batch=8"
-
-
-def test_paper_rows_prints_commands_and_refuses_unknown_rows():
-    run = [sys.executable, "scripts/paper_rows.py"]
-    done = subprocess.run([*run, "--tables", "4", "--rows", "k=15"], cwd=ROOT, capture_output=True)
-    assert done.stdout.decode().splitlines() == [
-        "# Table 4, k = 15: AP 39.1",
-        "python -m atss_jax.main --config=configs/ablations.py:k=15 "
-        "--workdir=workdirs/paper/ablations-k_15",
-    ]
-    with pytest.raises(ValueError, match="no such row"):
-        paper_rows.selected([4], ["k=8"])
 
 
 def write_run(folder, count=30, quality=0.4):

@@ -6,7 +6,8 @@ import zipfile
 from etils import epath
 
 from atss_jax.evaluation.coco_metrics import METRICS
-from atss_jax.run.validation import summary, write_submission
+from atss_jax.run.evaluation_folder import write_submission
+from atss_jax.run.validation import summary
 
 
 def test_one_json_file_in_a_zip(tmp_path):

@@ -12,11 +12,8 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from atss_jax.data.dataset import Annotations, DetectionDataset, Finding, Health
+from atss_jax.data.dataset import Annotations, Finding, Health
 from atss_jax.data.identifiers import is_id, shown, to_int64
-
-CLIP_TOLERANCE = 1.0
-"""px by which a box may stick out of its image before that counts as odd (rounding)."""
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
@@ -244,37 +241,3 @@ def _box_problem(box: Any, size: tuple[int, int], is_area_needed: bool) -> tuple
         if is_area_needed and not np.isfinite(values[0, 2] * values[0, 3]):
             return "box_not_finite", f"the area of bbox {shown(box)} is not finite"
     return None
-
-
-def count_oddities(dataset: DetectionDataset) -> None:
-    """Notes what is unusual and kept: boxes that stick out or appear twice, empty images."""
-    a, health = dataset.annotations, dataset.health
-    far = a.xywh[:, :2] + a.xywh[:, 2:] - dataset.sizes[a.record][:, ::-1]
-    out = np.maximum(far, -a.xywh[:, :2]).max(axis=1, initial=0)
-    for n in np.flatnonzero(out > CLIP_TOLERANCE).tolist():
-        _note(dataset, "box_clipped", n, f"sticks {out[n]:.1f} px out, clipped")
-    rows = np.column_stack([a.record, a.category_id, a.xywh])
-    _, first = np.unique(rows, axis=0, return_index=True)
-    for n in np.setdiff1d(np.arange(len(rows)), first).tolist():
-        _note(dataset, "box_double", n, "appears twice with the same class")
-    num_boxes = np.bincount(a.record, minlength=dataset.num_records)
-    num_crowds = np.bincount(a.record[a.is_crowd], minlength=dataset.num_records)
-    for kind, mask in (
-        ("image_without_boxes", num_boxes == 0),
-        ("image_all_crowd", (num_boxes > 0) & (num_boxes == num_crowds)),
-    ):
-        for n in np.flatnonzero(mask).tolist():
-            health.add_odd(Finding(kind, dataset.describe(n), dataset.image_id(n)))
-    used = np.isin(dataset.category_ids, a.category_id)
-    for n in np.flatnonzero(~used).tolist():
-        text = f"category {dataset.category_id(n)} ({dataset.class_names[n]}): no box has it"
-        health.add_odd(Finding("category_without_boxes", text))
-    if len(a.id) and (a.id == 0).any():
-        health.add_odd(Finding("annotation_id_zero", "annotation id 0: replaced for pycocotools"))
-
-
-def _note(dataset: DetectionDataset, kind: str, n: int, text: str) -> None:
-    a = dataset.annotations
-    record = int(a.record[n])
-    message = f"annotation {a.id[n]} of {dataset.describe(record)}: {text}"
-    dataset.health.add_odd(Finding(kind, message, dataset.image_id(record)))

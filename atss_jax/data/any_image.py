@@ -2,32 +2,67 @@
 
 import io
 import os
+import urllib.error
+import urllib.request
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from atss_jax.data import decoding, media
+from atss_jax.errors import UserError
 from atss_jax.typing import UInt8
 
 ALLOWED = (
-    "a path, bytes or a binary file of an encoded image, a PIL image, or a NumPy or JAX array, "
-    "uint8 RGB [h, w, 3]"
+    "a path, an http(s) address, bytes or a binary file of an encoded image, a PIL image, or a "
+    "NumPy or JAX array, uint8 RGB [h, w, 3]"
 )
 """What `read_image` takes, in words."""
 
+URL_TIMEOUT = 30
+"""Seconds that a server may be silent."""
+MAX_URL_BYTES = 2**28
+"""A longer answer is refused; a JPEG of 178 million pixels fits."""
 
-def read_image(image: Any) -> UInt8[np.ndarray, "h w 3"]:
+
+def is_url(image: Any) -> bool:
+    """Whether this is an address, not a path."""
+    return isinstance(image, str) and image.startswith(("http://", "https://"))
+
+
+def fetch_url(url: str) -> bytes:
+    """What a server answers.
+
+    Raises:
+      UserError: no answer, an error, or too long an answer.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=URL_TIMEOUT) as answer:  # noqa: S310 - http(s)
+            data = answer.read(MAX_URL_BYTES + 1)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise UserError(f"{url}: cannot be read ({error}). Check the address.") from error
+    if len(data) > MAX_URL_BYTES:
+        raise UserError(f"{url}: longer than {MAX_URL_BYTES} bytes. Give an image.")
+    return data
+
+
+def read_image(image: Any, *, channel_order: str = "rgb") -> UInt8[np.ndarray, "h w 3"]:
     """Pixels of one image; an EXIF orientation is applied.
 
     Args:
       image: see `ALLOWED`.
+      channel_order: of an array; everything else knows its own. Nothing in the numbers tells RGB
+        from BGR, so that OpenCV's arrays need "bgr" said.
 
     Raises:
       ValueError: it does not decode, or the array is not uint8 RGB.
       TypeError: something else was given.
       OSError: the file cannot be read.
     """
+    if channel_order not in ("rgb", "bgr"):
+        raise UserError(f'channel_order={channel_order!r}: use "rgb" or "bgr".')
+    if is_url(image):
+        image = fetch_url(image)
     if isinstance(image, str | os.PathLike):
         return media.read_image_file(image)
     if isinstance(image, Image.Image):
@@ -40,12 +75,12 @@ def read_image(image: Any) -> UInt8[np.ndarray, "h w 3"]:
             orientation = decoding.read_header(data).orientation
             return decoding.decode(data, orientation)
         except ValueError as error:
-            raise ValueError(f"image of {len(data)} bytes: {error}") from error
+            raise UserError(f"image of {len(data)} bytes: {error}") from error
     if not hasattr(image, "__array__") or not hasattr(image, "dtype"):
         raise TypeError(f"an image of type {type(image).__name__}: give {ALLOWED}.")
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-        raise ValueError(
+        raise UserError(
             f"an image of type {pixels.dtype} and shape {pixels.shape}: give uint8 RGB [h, w, 3]."
         )
-    return pixels
+    return pixels if channel_order == "rgb" else np.ascontiguousarray(pixels[..., ::-1])

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 
 from atss_jax.data.augment_list import Augmentations
 from atss_jax.data.images import resized_size
+from atss_jax.errors import UserError
 
 _PERMUTATION_STREAM, _SHORT_SIDE_STREAM = 0, 1
 _SHORT_SIDE_STRIDE = 8  # words per image, of which one is used: other strides are other streams
@@ -84,7 +85,7 @@ class BatchPlan:
         buckets = [(int(height), int(width)) for height, width in buckets]
         indices = np.arange(len(sizes)) if keep is None else np.flatnonzero(keep)
         if not len(indices):
-            raise ValueError(
+            raise UserError(
                 f"no record to train on, of {len(sizes)}. Check the annotations, or set "
                 "data.filter_empty=False to train on images without objects."
             )
@@ -143,7 +144,7 @@ class BatchPlan:
     def step(self, step: int) -> PlannedBatch:
         """The batch of a step (0 is the first), in constant time."""
         if step < 0:
-            raise ValueError(f"step={step}: steps count from 0.")
+            raise UserError(f"step={step}: steps count from 0.")
         cycle, place = divmod(step, len(self._order))
         which = int(self._order[place])
         records = self._records[which]
@@ -255,19 +256,19 @@ def _interleave(counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
 
 def _check_buckets(buckets: Sequence[tuple[int, int]]) -> None:
     if not buckets or len(set(buckets)) != len(buckets):
-        raise ValueError(f"data.buckets={tuple(buckets)}: give at least one, and each once.")
+        raise UserError(f"data.buckets={tuple(buckets)}: give at least one, and each once.")
     for bucket in buckets:
         if len(bucket) != 2 or any(side <= 0 or side % 32 for side in bucket):
-            raise ValueError(
+            raise UserError(
                 f"data.buckets: {tuple(bucket)} is not (H, W) in positive multiples of 32."
             )
 
 
 def _check_numbers(global_batch: int, short_sides: Sequence[int], max_long_side: int) -> None:
     if global_batch < 1:
-        raise ValueError(f"data.global_batch={global_batch}: give at least 1.")
+        raise UserError(f"data.global_batch={global_batch}: give at least 1.")
     if not short_sides or min(short_sides) < 1 or max(short_sides) > max_long_side:
-        raise ValueError(
+        raise UserError(
             f"short sides {tuple(short_sides)} with data.max_long_side={max_long_side}: give at "
             "least one, each between 1 and the long side."
         )

@@ -17,6 +17,7 @@ from atss_jax.data.augment_list import Augmentations
 from atss_jax.data.batch_plan import PlannedBatch
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.data.images import Placement
+from atss_jax.errors import UserError
 from atss_jax.structures import Batch, GroundTruth
 
 ON_OVERFLOW = ("error", "largest")
@@ -29,9 +30,9 @@ def process_rows(batch_size: int, process_index: int, process_count: int) -> sli
       ValueError: the batch does not divide over the processes.
     """
     if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index={process_index}: it lies in [0, {process_count}).")
+        raise UserError(f"process_index={process_index}: it lies in [0, {process_count}).")
     if batch_size % process_count:
-        raise ValueError(
+        raise UserError(
             f"a batch of {batch_size} does not divide over {process_count} processes. Choose a "
             "multiple."
         )
@@ -46,7 +47,7 @@ def check_overflow(dataset: DetectionDataset, max_boxes: int, on_overflow: str) 
       ValueError: there are some and `on_overflow` is "error"; or another value of it.
     """
     if on_overflow not in ON_OVERFLOW:
-        raise ValueError(f"data.on_overflow={on_overflow!r}: use one of {', '.join(ON_OVERFLOW)}.")
+        raise UserError(f"data.on_overflow={on_overflow!r}: use one of {', '.join(ON_OVERFLOW)}.")
     counts = dataset.num_boxes
     over = np.flatnonzero(counts > max_boxes)
     if not len(over):
@@ -54,7 +55,7 @@ def check_overflow(dataset: DetectionDataset, max_boxes: int, on_overflow: str) 
     worst = int(counts.argmax())
     if on_overflow == "error":
         first = int(over[0])
-        raise ValueError(
+        raise UserError(
             f"image {dataset.image_ids[first]} ({dataset.file_name(first)}): {counts[first]} "
             f"ground-truth boxes, but data.max_boxes={max_boxes} ({len(over)} such images, at most "
             f'{counts[worst]} boxes). Raise it, or set data.on_overflow="largest".'
@@ -145,12 +146,12 @@ def read_image(dataset: DetectionDataset, record: int) -> UInt8[np.ndarray, "h w
             dataset.image_bytes(record), int(dataset.orientations[record]), dataset.max_pixels
         )
     except (ValueError, OSError) as error:
-        raise ValueError(
+        raise UserError(
             f"image {dataset.image_ids[record]} ({dataset.file_name(record)}) of {dataset.name}: "
-            f"{error}. Mend or remove it; scripts/check_data.py --decode finds all such files."
+            f"{error}. Fix or remove it; `atss check --decode` finds all such files."
         ) from error
     if image.shape[:2] != tuple(dataset.sizes[record]):
-        raise ValueError(
+        raise UserError(
             f"image {dataset.image_ids[record]} ({dataset.file_name(record)}) of {dataset.name}: "
             f"decodes to (h, w) {image.shape[:2]}, but its size is {tuple(dataset.sizes[record])}. "
             "Was the file changed? Prepare the data set again."

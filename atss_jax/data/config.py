@@ -31,6 +31,12 @@ def moved_message(name: str) -> str:
 class DataConfig(ConfigGroup, name="data"):
     """Source, checks, batches, sizes, augmentation and normalisation of the images."""
 
+    root: str = ""
+    """Folder of your data (or its data.yaml, or one COCO JSON file): COCO, Roboflow, YOLO or Pascal
+    VOC is found by the files in it. It takes the place of `source` and its paths."""
+    val_fraction: Annotated[float, Range(above=0, below=1)] = 0.2
+    """root: share of the images that validate, where the folder has one list for all; chosen by a
+    hash of the file name."""
     source: Literal["coco_json", "tfds", "array_record"] = "coco_json"
     """coco_json (annotation file and image folder), tfds (a builder of this package) or
     array_record (made by scripts/prepare_coco.py)."""
@@ -63,8 +69,12 @@ class DataConfig(ConfigGroup, name="data"):
     """coco_json: whether file names may leave the image folder (absolute ones, "..")."""
     filter_empty: bool = True
     """Train only on images with objects (the official rule), or on all of them."""
-    global_batch: Annotated[int, Range(1)] = 16
-    """Images per step over all devices and micro-batches (paper Sec. 3.1)."""
+    global_batch: Annotated[int, Range(0)] = 16
+    """Images per step over all devices and micro-batches (paper Sec. 3.1); 0 or auto: as many as
+    fit into the devices' memory."""
+    image_size: Annotated[int, Range(-1)] = -1
+    """Long side of the network's input, px, from which `short_side`, `max_long_side` and `buckets`
+    are derived; 0 or auto: chosen from the sizes of images and objects; -1: these three count."""
     buckets: tuple[tuple[int, int], ...] = (
         (800, 1088),
         (800, 1216),
@@ -85,8 +95,9 @@ class DataConfig(ConfigGroup, name="data"):
     """What is done to training images, in order: flip(probability), vertical_flip(probability),
     scale_crop(low, high), color_jitter(strength), mosaic(probability), mixup(probability); see
     data/augment.py. The complete list: () for none."""
-    max_boxes: Annotated[int, Range(1)] = 100
-    """Ground-truth slots per image (COCO train has at most 93 objects in an image)."""
+    max_boxes: Annotated[int, Range(0)] = 100
+    """Ground-truth slots per image (COCO train has at most 93 objects in an image); 0 or auto: as
+    the data needs."""
     on_overflow: Literal["error", "largest"] = "error"
     """More objects than slots in an image of the set: error, or keep the largest (counted). What
     mosaic and mixup put together always keeps the largest."""

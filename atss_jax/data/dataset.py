@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt
 
 from atss_jax.data.decoding import MAX_PIXELS
+from atss_jax.errors import UserError
 
-EXIF_POLICIES = ("ignore", "apply", "error")
-ON_ERROR = ("strict", "skip")
 MAX_EXAMPLES = 50
 """Messages kept per kind of oddity; the counts are complete."""
 MIN_OBJECT_SIDE = 1.0
@@ -98,7 +97,7 @@ class Health:
         counts = ", ".join(f"{kind}: {n}" for kind, n in sorted(self.bad.items()))
         shown = "\n  ".join(finding.message for finding in self.bad_examples[:10])
         if on_error == "strict":
-            raise ValueError(
+            raise UserError(
                 f"{name}: bad records ({counts}).\n  {shown}\nFix them, or drop them with "
                 'data.on_error="skip".'
             )
@@ -107,7 +106,7 @@ class Health:
             ("annotations", self.bad_annotations, self.num_annotations),
         ):
             if bad > max_bad_fraction * total:
-                raise ValueError(
+                raise UserError(
                     f"{name}: {bad} of {total} {what} are bad ({counts}), more than "
                     f"data.max_bad_fraction={max_bad_fraction}.\n  {shown}\nFix the data, or "
                     "raise data.max_bad_fraction."
@@ -134,11 +133,13 @@ class DetectionDataset:
       sizes: (h, w) px as the network sees them, after the EXIF policy.
       orientations: EXIF orientation to undo when decoding; 1 where pixels are taken as stored.
       class_names: by dense label.
-      category_ids: category id by dense label, ascending; likewise.
+      category_ids: category id by dense label; likewise. Ascending as read, in another order where
+        a network has another.
       annotations: everything that evaluation needs.
       source: the encoded images.
       health: what was found while reading.
       max_pixels: limit of an image's pixels when it is decoded.
+      digests: uint64 of each file's beginning, end and length; None where files were not read.
       original_image_ids: the source's image ids where `image_ids` are not; None otherwise.
       original_category_ids: likewise.
     """
@@ -153,6 +154,7 @@ class DetectionDataset:
     source: ImageSource
     health: Health = dataclasses.field(default_factory=Health)
     max_pixels: int = MAX_PIXELS
+    digests: UInt[np.ndarray, " N"] | None = None
     original_image_ids: tuple[int | str, ...] | None = None
     original_category_ids: tuple[int | str, ...] | None = None
 
@@ -161,7 +163,8 @@ class DetectionDataset:
         a = self.annotations
         boxes = training_boxes(a.xywh, self.sizes[a.record])
         keep = ~a.is_crowd & (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        labels = np.searchsorted(np.array(self.category_ids), a.category_id).astype(np.int32)
+        by_id = np.argsort(self.category_ids)
+        labels = by_id[np.searchsorted(np.sort(self.category_ids), a.category_id)].astype(np.int32)
         offsets = np.searchsorted(a.record[keep], np.arange(len(self.image_ids) + 1))
         is_object = (a.xywh[keep, 2:] > MIN_OBJECT_SIDE).all(axis=1)
         has_objects = np.zeros(len(self.image_ids), bool)
@@ -294,17 +297,3 @@ def training_boxes(
     corners = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)
     limits = np.tile(sizes[:, ::-1], 2)
     return np.clip(corners, 0, limits).astype(np.float32)
-
-
-def check_policies(on_error: str, exif: str, max_bad_fraction: float) -> None:
-    """Rejects unknown policies.
-
-    Raises:
-      ValueError: with the allowed values.
-    """
-    if on_error not in ON_ERROR:
-        raise ValueError(f"data.on_error={on_error!r}: use one of {', '.join(ON_ERROR)}.")
-    if exif not in EXIF_POLICIES:
-        raise ValueError(f"data.exif={exif!r}: use one of {', '.join(EXIF_POLICIES)}.")
-    if not 0 <= max_bad_fraction <= 1:
-        raise ValueError(f"data.max_bad_fraction={max_bad_fraction}: it lies in [0, 1].")

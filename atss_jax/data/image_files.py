@@ -5,6 +5,7 @@ leave it open if it is complete is read whole.
 """
 
 import errno
+import hashlib
 import os
 import stat
 from collections import Counter
@@ -96,6 +97,10 @@ class CheckedFile(NamedTuple):
     """EXIF orientation to undo, after the policy."""
     bits: int
     """Bits per sample of the file."""
+    stored_orientation: int
+    """EXIF orientation of the file."""
+    digest: int
+    """64 bits of what was read of the file's beginning and end, and of its length."""
 
 
 class CheckedFiles(NamedTuple):
@@ -107,6 +112,8 @@ class CheckedFiles(NamedTuple):
     """int32 [N, 2], (h, w) px as the network sees them."""
     orientations: np.ndarray
     """int32 [N]."""
+    digests: np.ndarray
+    """uint64 [N]."""
 
 
 def check_files(
@@ -147,10 +154,17 @@ def check_files(
         if result.bits > 8:
             message = f"image {image.id} ({image.file_name}): {result.bits} bits per sample, scaled"
             health.add_odd(Finding("image_depth", message, image.id))
+        if result.orientation != result.stored_orientation:
+            message = (
+                f"image {image.id} ({image.file_name}): EXIF orientation "
+                f"{result.stored_orientation} is not applied (data.exif={policy.exif!r})"
+            )
+            health.add_odd(Finding("image_turned", message, image.id))
     return CheckedFiles(
         kept,
         np.array([file.size for file in good], np.int32).reshape(-1, 2),
         np.array([file.orientation for file in good], np.int32),
+        np.array([file.digest for file in good], np.uint64),
     )
 
 
@@ -179,7 +193,7 @@ def _check_file(
         return Finding("image_outside", message, image.id)
     try:
         with source.open(index) as file:
-            header, is_whole = _probe(file, policy.max_pixels)
+            header, is_whole, digest = _probe(file, policy.max_pixels)
             if not is_whole:
                 return Finding("image_truncated", f"{about}: the file is cut off", image.id)
             if policy.decode:
@@ -202,12 +216,18 @@ def _check_file(
             f"{about}: the JSON says {width}x{height} (w x h), the file is {seen[1]}x{seen[0]} "
             f"with data.exif={policy.exif!r}"
         )
+        if header.orientation >= 5 and image.size == seen[::-1]:
+            other = "ignore" if policy.exif == "apply" else "apply"
+            message += (
+                f"; its EXIF orientation is {header.orientation}: the boxes are meant for "
+                f"data.exif={other!r}"
+            )
         return Finding("image_size_mismatch", message, image.id)
-    return CheckedFile(seen, orientation, header.bits)
+    return CheckedFile(seen, orientation, header.bits, header.orientation, digest)
 
 
-def _probe(file: Any, max_pixels: int) -> tuple[decoding.Header, bool]:
-    """The header of an open file, and whether the file is complete, from as few bytes as will do.
+def _probe(file: Any, max_pixels: int) -> tuple[decoding.Header, bool, int]:
+    """Header, whether the file is complete, and digest of an open file, from few of its bytes.
 
     Raises:
       ValueError: not an image.
@@ -216,7 +236,8 @@ def _probe(file: Any, max_pixels: int) -> tuple[decoding.Header, bool]:
     file.seek(0)
     head = file.read(HEAD_BYTES)
     if length <= len(head):
-        return decoding.read_header(head, max_pixels), not decoding.is_cut(head)
+        header = decoding.read_header(head, max_pixels)
+        return header, not decoding.is_cut(head), _digest(head, b"", length)
     try:
         header = decoding.read_header(head, max_pixels)
     except decoding.TooManyPixels:
@@ -225,7 +246,15 @@ def _probe(file: Any, max_pixels: int) -> tuple[decoding.Header, bool]:
         file.seek(0)
         header = decoding.read_header(file, max_pixels)
     file.seek(-TAIL_BYTES, os.SEEK_END)
-    if not decoding.may_be_cut(head, file.read(TAIL_BYTES), length):
-        return header, True
+    tail = file.read(TAIL_BYTES)
+    digest = _digest(head, tail, length)
+    if not decoding.may_be_cut(head, tail, length):
+        return header, True, digest
     file.seek(0)
-    return header, not decoding.is_cut(file.read())
+    return header, not decoding.is_cut(file.read()), digest
+
+
+def _digest(head: bytes, tail: bytes, length: int) -> int:
+    digest = hashlib.blake2b(head, digest_size=8)
+    digest.update(tail + length.to_bytes(8, "little"))
+    return int.from_bytes(digest.digest(), "little")

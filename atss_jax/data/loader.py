@@ -25,6 +25,7 @@ from atss_jax.data.batch_plan import BatchPlan, PlannedBatch, choose_bucket, fit
 from atss_jax.data.batch_rows import check_overflow, make_batch, process_rows
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.data.images import resized_size
+from atss_jax.errors import UserError
 from atss_jax.structures import Batch, GroundTruth
 
 NUM_STEPS = 2**40
@@ -273,7 +274,7 @@ def eval_batches(
 def _run(batches: Any, num_workers: int, prefetch: int) -> Any:
     """Grain's iterator over mapped batches, on threads or in processes."""
     if num_workers < 0 or prefetch < 0:
-        raise ValueError(
+        raise UserError(
             f"data.num_workers={num_workers}, data.prefetch={prefetch}: neither may be negative."
         )
     cv2.setNumThreads(1)  # the batches run in parallel, an image need not

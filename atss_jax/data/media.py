@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from atss_jax.data import decoding
+from atss_jax.errors import MissingFileError, UserError
 from atss_jax.typing import UInt8
 
 IMAGE_SUFFIXES = (
@@ -44,7 +45,7 @@ def find_images(pattern: str) -> list[Path]:
         candidates = [Path(p) for p in glob.glob(pattern, recursive=True)]
     found = sorted(p for p in candidates if p.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{pattern}: no image there. Give an image, a video, a folder or a quoted glob; images "
             f"end in {', '.join(IMAGE_SUFFIXES)}."
         )
@@ -63,7 +64,7 @@ def read_image_file(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
         orientation = decoding.read_header(data).orientation
         return decoding.decode(data, orientation)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
 
 
 class Video:
@@ -83,7 +84,7 @@ class Video:
     def __init__(self, path: str | os.PathLike):
         self._capture = cv2.VideoCapture(os.fspath(path))
         if not self._capture.isOpened():
-            raise ValueError(f"{path}: OpenCV cannot open this video. Convert it to .mp4.")
+            raise UserError(f"{path}: OpenCV cannot open this video. Convert it to .mp4.")
         self.fps = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
         self.num_frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 

@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from atss_jax.data import decoding
+from atss_jax.errors import UserError
 
 COCO_CATEGORY_IDS = tuple(
     i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
@@ -35,7 +36,7 @@ def read_categories(builder: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
         metadata = builder.info.metadata
         ids, names = tuple(metadata["category_ids"]), tuple(metadata["class_names"])
         if len(ids) != len(names) or len(set(ids)) < len(ids) or len(set(names)) < len(names):
-            raise ValueError(
+            raise UserError(
                 f"categories {tuple(zip(ids, names, strict=False))}: each needs an id and a name "
                 "of its own"
             )
@@ -52,7 +53,7 @@ def _is_own_layout(builder: Any) -> bool:
         return True
     if "objects" in features and {"bbox", "label", "id"} <= set(features["objects"].keys()):
         return False
-    raise ValueError(
+    raise UserError(
         f"{builder.info.full_name}: records with fields {sorted(features)} are neither this "
         "package's nor those of coco/2017. Prepare the data with scripts/prepare_coco.py."
     )
@@ -94,7 +95,7 @@ def _read_columns(builder: Any, split: str) -> dict[str, np.ndarray]:
         try:  # the limit of pixels holds when the image is decoded
             size, orientation, _ = decoding.read_header(record["image"], sys.maxsize)
         except ValueError as error:
-            raise ValueError(f"image {record['image/id']} ({name}): {error}") from None
+            raise UserError(f"image {record['image/id']} ({name}): {error}") from None
         heads.append((int(record["image/id"]), place, size, orientation, name))
         objects = record["objects"]
         groups.append(_own_objects(objects) if own else _stock_objects(objects, size, category_ids))

@@ -16,16 +16,16 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from atss_jax.data import decoding
+from atss_jax.data.config import DataConfig
 from atss_jax.data.dataset import (
     Annotations,
     DetectionDataset,
     Finding,
     Health,
-    check_policies,
     training_boxes,
 )
 from atss_jax.data.record_columns import cached_columns, open_split, read_categories
+from atss_jax.errors import UserError
 
 
 def record_features() -> tfds.features.FeaturesDict:
@@ -110,10 +110,7 @@ def load_records(
     split: str,
     *,
     name: str,
-    on_error: str = "strict",
-    max_bad_fraction: float = 0.01,
-    exif: str = "ignore",
-    max_pixels: int = decoding.MAX_PIXELS,
+    config: DataConfig | None = None,
 ) -> DetectionDataset:
     """Opens a prepared split.
 
@@ -121,20 +118,18 @@ def load_records(
       builder_dir: folder with dataset_info.json and the records.
       split: its name, or a part as in `tensorflow_datasets` ("train[:10%]").
       name: for messages.
-      on_error: "strict" stops at bad records, "skip" drops and counts them.
-      max_bad_fraction: largest share of bad images, or annotations, under "skip".
-      exif: as in `coco.load_coco`.
-      max_pixels: likewise.
+      config: what is done with bad records and EXIF orientations; None for the defaults.
 
     Raises:
       ValueError: no such split, an unknown layout, bad records.
     """
-    check_policies(on_error, exif, max_bad_fraction)
+    config = config or DataConfig()
+    exif = config.exif
     with _named_errors(builder_dir):
         builder = tfds.builder_from_directory(builder_dir)
     base = split.split("[")[0]
     if base not in builder.info.splits:
-        raise ValueError(
+        raise UserError(
             f"{builder_dir}: no split {base!r}; there are {', '.join(builder.info.splits)}."
         )
     with _named_errors(f"{builder_dir}, split {split!r}"):
@@ -155,7 +150,7 @@ def load_records(
     sizes = np.where(orientations[:, None] >= 5, columns["size"][:, ::-1], columns["size"])
     is_known = _known_categories(columns, category_ids, health)
     keep = keep_image[columns["record"]] & is_known & _usable_boxes(columns, sizes, health)
-    health.settle(f"{name} {split}", on_error, max_bad_fraction)
+    health.settle(f"{name} {split}", config.on_error, config.max_bad_fraction)
     if health.bad:
         logging.warning("%s %s: %s", name, split, health.summary())
     names = columns["name"][keep_image].tolist()
@@ -176,7 +171,7 @@ def load_records(
         ),
         source=RecordSource(builder_dir, split, columns["place"][keep_image], names),
         health=health,
-        max_pixels=max_pixels,
+        max_pixels=config.max_pixels,
     )
 
 
@@ -189,7 +184,7 @@ def _named_errors(about: str) -> Iterator[None]:
         if about.split(",")[0] in str(error):
             raise
         text = str(error).strip().split("\n")[0]
-        raise ValueError(
+        raise UserError(
             f"{about}: the records cannot be read ({type(error).__name__}: {text}). Prepare them "
             "again, with scripts/prepare_coco.py or their builder."
         ) from error

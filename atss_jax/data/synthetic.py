@@ -1,8 +1,12 @@
-"""The procedural set `shapes`: every image a pure function of (split, index).
+"""The procedural sets `shapes` and `shapes_crowded`: every image a pure function of (split, index).
 
 Six classes that differ by outline, drawn over textured backgrounds with noise: enough to see a
 detector learn in minutes, small enough to build in seconds. Image sizes vary and are not square;
 objects go from tiny to image-filling and overlap; some images have none.
+
+`shapes_crowded` is for comparing assigners: sides over five octaves, objects up to five times as
+long as wide, small objects on top of large ones, more of them in an image. It has one class,
+whatever the outline, so that a network learns to find and bound objects within a few hundred steps.
 """
 
 from typing import NamedTuple
@@ -12,15 +16,42 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 CLASS_NAMES = ("circle", "square", "triangle", "diamond", "cross", "ring")
+"""Outlines, and the classes of `shapes`."""
 SPLIT_SIZES = {"train": 2000, "validation": 200}
-SIZES = ((128, 160), (120, 160), (128, 152), (112, 144), (128, 136), (96, 128))
-"""(h, w) px of the images."""
 EMPTY_FRACTION = 0.05
-MAX_OBJECTS = 6
 MAX_OVERLAP = 0.35
-"""Of an object's box, covered by the boxes of later (upper) objects taken one by one."""
+"""Largest share of a box that another box covers: of the smaller of the two, or in a crowded set of
+the lower one, which is never the smaller."""
+OCTAVES = 5
+"""`shapes_crowded`: sides go from a 2^5th of the largest image side to all of it."""
 _SUBPIXEL_BITS = 4
 _SEEDS = {"train": 1, "validation": 2}
+
+
+class Style(NamedTuple):
+    """What the images of a set look like."""
+
+    sizes: tuple[tuple[int, int], ...]
+    """(h, w) px of the images."""
+    objects: tuple[int, int]
+    """Fewest and most objects in an image that is not empty."""
+    elongation: float
+    """Largest |ln| of a side over the geometric mean of both sides."""
+    is_crowded: bool
+    """Sides log-uniform over `OCTAVES`, and large objects below small ones."""
+    class_names: tuple[str, ...] = CLASS_NAMES
+    """Of the outlines, or one for all of them."""
+
+
+STYLES = {
+    "shapes": Style(
+        ((128, 160), (120, 160), (128, 152), (112, 144), (128, 136), (96, 128)), (1, 6), 0.2, False
+    ),
+    "shapes_crowded": Style(
+        ((192, 192), (192, 160), (160, 192), (176, 192)), (3, 14), 0.7, True, ("object",)
+    ),
+}
+"""Name of a set -> its style."""
 
 
 class Scene(NamedTuple):
@@ -32,26 +63,34 @@ class Scene(NamedTuple):
     labels: Int[np.ndarray, " n"]
 
 
-def make_scene(split: str, index: int) -> Scene:
+def make_scene(split: str, index: int, name: str = "shapes") -> Scene:
     """The scene of a split at an index.
 
     Args:
       split: "train" or "validation".
       index: any number from 0.
+      name: of the set, one of `STYLES`.
     """
+    style = STYLES[name]
     rng = np.random.Generator(np.random.Philox(key=[_SEEDS[split], index]))
-    height, width = SIZES[rng.integers(len(SIZES))]
+    height, width = style.sizes[rng.integers(len(style.sizes))]
     image = _background(rng, height, width)
-    count = 0 if rng.random() < EMPTY_FRACTION else int(rng.integers(1, MAX_OBJECTS + 1))
+    fewest, most = style.objects
+    count = 0 if rng.random() < EMPTY_FRACTION else int(rng.integers(fewest, most + 1))
+    given: list[float | None] = [None] * count
+    if style.is_crowded:
+        largest = np.log(max(max(size) for size in style.sizes))
+        octaves = rng.uniform(-OCTAVES * np.log(2), 0, count)
+        given = np.sort(np.exp(largest + octaves))[::-1].tolist()
     boxes: list[np.ndarray] = []
     labels: list[int] = []
-    for _ in range(count):
-        box = _place(rng, height, width, boxes)
+    for side in given:
+        box = _place(rng, height, width, boxes, style, side)
         if box is None:
             continue
         label = int(rng.integers(len(CLASS_NAMES)))
         boxes.append(_draw(rng, image, label, box))
-        labels.append(label)
+        labels.append(min(label, len(style.class_names) - 1))
     noise = rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(2, 10))
     image = np.clip(image + noise, 0, 255).astype(np.uint8)
     return Scene(image, np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64))
@@ -75,24 +114,39 @@ def _side(rng: np.random.Generator, height: int) -> float:
 
 
 def _place(
-    rng: np.random.Generator, height: int, width: int, taken: list[np.ndarray]
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    taken: list[np.ndarray],
+    style: Style,
+    given: float | None,
 ) -> np.ndarray | None:
-    """A box that does not hide too much of those below it, nor is lost among them."""
+    """A box that does not hide too much of those below it, nor is lost among them.
+
+    Args:
+      rng: of the scene.
+      height: of the image, px.
+      width: of the image, px.
+      taken: boxes below.
+      style: of the set.
+      given: geometric mean of the sides, px; None draws one.
+    """
     for _ in range(20):
-        side, aspect = _side(rng, height), np.exp(rng.uniform(-0.2, 0.2))
+        side = _side(rng, height) if given is None else given
+        aspect = np.exp(rng.uniform(-style.elongation, style.elongation))
         w, h = min(side * aspect, width - 2), min(side / aspect, height - 2)
         x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
         box = np.array([x, y, x + w, y + h])
-        if all(_cover(box, other) <= MAX_OVERLAP for other in taken):
+        if all(_cover(box, other, style.is_crowded) <= MAX_OVERLAP for other in taken):
             return box
     return None
 
 
-def _cover(box: np.ndarray, other: np.ndarray) -> float:
-    """Shared area over the smaller box' area."""
-    sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
-    areas = (np.prod(b[2:] - b[:2]) for b in (box, other))
-    return float(np.prod(np.maximum(sides, 0)) / min(areas))
+def _cover(box: np.ndarray, lower: np.ndarray, is_crowded: bool) -> float:
+    """Shared area over that of the smaller box, or of the lower one in a crowded set."""
+    sides = np.minimum(box[2:], lower[2:]) - np.maximum(box[:2], lower[:2])
+    areas = [float(np.prod(b[2:] - b[:2])) for b in (box, lower)]
+    return float(np.prod(np.maximum(sides, 0))) / (areas[1] if is_crowded else min(areas))
 
 
 def _draw(rng: np.random.Generator, image: np.ndarray, label: int, box: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Builders of ArrayRecord sets without TensorFlow: `shapes`, and any COCO-format set.
+"""Builders of ArrayRecord sets without TensorFlow: the `shapes`, and any COCO-format set.
 
-`load_tfds` is the one way in: it finds a prepared set below a data folder, builds `shapes` on its
-first use, and opens it.
+`load_tfds` is the one way in: it finds a prepared set below a data folder, builds one of the
+`shapes` on its first use, and opens it.
 """
 
 import hashlib
@@ -18,9 +18,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from atss_jax.data import synthetic
+from atss_jax.data.config import DataConfig
 from atss_jax.data.dataset import DetectionDataset
-from atss_jax.data.decoding import MAX_PIXELS
 from atss_jax.data.records import find_builder_dir, load_records, record_features
+from atss_jax.errors import MissingFileError, UserError
 
 RECORDS_VERSION = "1.0.0"
 JPEG_QUALITY = 95
@@ -35,14 +36,15 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES = {RECORDS_VERSION: "First release."}
 
     def _info(self) -> tfds.core.DatasetInfo:
+        names = synthetic.STYLES[self.name].class_names
         return tfds.core.DatasetInfo(
             builder=self,
             description="Procedural shapes on textured backgrounds.",
             features=record_features(),
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(
-                class_names=list(synthetic.CLASS_NAMES),
-                category_ids=list(range(1, len(synthetic.CLASS_NAMES) + 1)),
+                class_names=list(names),
+                category_ids=list(range(1, len(names) + 1)),
             ),
         )
 
@@ -52,7 +54,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str = "train"):
         first_id = 1
         for index in range(synthetic.SPLIT_SIZES[split]):
-            scene = synthetic.make_scene(split, index)
+            scene = synthetic.make_scene(split, index, self.name)
             count = len(scene.labels)
             sides = scene.boxes[:, 2:] - scene.boxes[:, :2]
             yield (
@@ -73,12 +75,16 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
             first_id += count
 
 
+class ShapesCrowded(Shapes):
+    """The procedural set for comparing assigners: five octaves, crowded, elongated."""
+
+
 def _encode_jpeg(image: np.ndarray) -> bytes:
     _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return data.tobytes()
 
 
-BUILDERS = {"shapes": Shapes}
+BUILDERS = {"shapes": Shapes, "shapes_crowded": ShapesCrowded}
 """Sets that are built here, by name."""
 
 
@@ -86,23 +92,16 @@ def load_tfds(
     name: str,
     split: str,
     data_dir: str,
-    *,
-    on_error: str = "strict",
-    max_bad_fraction: float = 0.01,
-    exif: str = "ignore",
-    max_pixels: int = MAX_PIXELS,
+    config: DataConfig | None = None,
 ) -> DetectionDataset:
-    """Opens a set below a data folder; `shapes` is built there on its first use (seconds).
+    """Opens a set below a data folder; `shapes` are built there on their first use (seconds).
 
     Args:
-      name: of the set: "shapes", the name given to scripts/prepare_coco.py, or "coco/2017" for the
-        stock set of `tensorflow_datasets` prepared as ArrayRecord.
+      name: of the set: "shapes", "shapes_crowded", the name given to scripts/prepare_coco.py, or
+        "coco/2017" for the stock set of `tensorflow_datasets` prepared as ArrayRecord.
       split: as in `tensorflow_datasets`.
       data_dir: folder that holds prepared sets.
-      on_error: as in `records.load_records`, with the following three.
-      max_bad_fraction: see `on_error`.
-      exif: see `on_error`.
-      max_pixels: see `on_error`.
+      config: as in `records.load_records`.
 
     Raises:
       FileNotFoundError: no such set there.
@@ -112,19 +111,11 @@ def load_tfds(
     if builder_dir is None and name in BUILDERS:
         builder_dir = _build(name, data_dir)
     if builder_dir is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no prepared set {name!r} below data_dir={data_dir!r}. Prepare it with "
             f"scripts/prepare_coco.py, or use one that is built here: {', '.join(BUILDERS)}."
         )
-    return load_records(
-        builder_dir,
-        split,
-        name=name,
-        on_error=on_error,
-        max_bad_fraction=max_bad_fraction,
-        exif=exif,
-        max_pixels=max_pixels,
-    )
+    return load_records(builder_dir, split, name=name, config=config)
 
 
 def _build(name: str, data_dir: str) -> str:
@@ -171,7 +162,7 @@ def prepare_records(
     """
     for what, value in (("name", name), ("split", split)):
         if not re.fullmatch("[a-z][a-z0-9_]*", value):
-            raise ValueError(f"{what}={value!r}: use small letters, digits and underscores.")
+            raise UserError(f"{what}={value!r}: use small letters, digits and underscores.")
     folder = epath.Path(data_dir) / name / RECORDS_VERSION
     folder.mkdir(parents=True, exist_ok=True)
     _claim_split(dataset, folder, split, shard_bytes)
@@ -208,7 +199,7 @@ def _claim_split(
         digest.update(np.ascontiguousarray(column).tobytes())
     path = folder / f"source-{split}.sha256"
     if path.exists() and path.read_text() != digest.hexdigest():
-        raise ValueError(
+        raise UserError(
             f"{folder} holds split {split!r} of other data. Delete its files there, or use another "
             "name."
         )
@@ -246,7 +237,7 @@ def _write_metadata(
         info = tfds.builder_from_directory(os.fspath(folder)).info
         there = tuple((info.metadata or {}).get("class_names", ()))
         if there != dataset.class_names:
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds splits with other classes, {there}, than "
                 f"{dataset.class_names}. Use another name."
             )

@@ -211,13 +211,18 @@ def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
     """
     path = epath.Path(path)
     try:
-        data = cv2.imencode(path.suffix, np.ascontiguousarray(image[..., ::-1]))[1]
+        data = encode_image(path.suffix, image)
     except cv2.error as error:
         raise ValueError(f"{path}: OpenCV cannot write this type. Use .png or .jpg.") from error
     try:
-        write_whole(path, data.tobytes())
+        write_whole(path, data)
     except OSError as error:
         raise ValueError(f"{path}: cannot be written. Does the folder exist?") from error
+
+
+def encode_image(suffix: str, image: np.ndarray) -> bytes:
+    """The bytes of a file with uint8 RGB [H, W, 3]; `suffix` as in ".png"."""
+    return cv2.imencode(suffix, np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
 
 
 def _line_width(picture: np.ndarray) -> int:

@@ -36,7 +36,8 @@ class ModelConfig(ConfigGroup, name="model"):
     dcn_stages: tuple[Literal[2, 3, 4, 5], ...] = ()
     """ResNets: backbone stages whose 3x3 convolutions are deformable."""
     init_from: str = "data/weights/R-50.safetensors"
-    """Weights to start from (safetensors, npz; backbone or detector), "" for random."""
+    """Weights to start from: a file (safetensors, npz; backbone or detector) or a name of the
+    Hugging Face Hub (`timm/resnet50.tv_in1k`, `hf://owner/name@revision/file`); "" for random."""
     fpn_channels: Annotated[int, Range(1)] = 256
     """Width of P3 to P7 and of the head."""
     p6_from: Literal["p5", "c5"] = "p5"
@@ -58,6 +59,15 @@ class ModelConfig(ConfigGroup, name="model"):
     """Deltas against the anchor (box), or distances from its centre (point)."""
     point_activation: Literal["relu", "exp"] = "relu"
     """Activation of point regression: relu (normalised by the stride) or exp."""
+    side_bins: Annotated[int, Range(0)] = 0
+    """Point regression: each distance is the mean of a distribution over 0, 1, ..., side_bins
+    strides (GFL, arXiv 2006.04388: 16); 0 for a plain number."""
+    distribution_quality: bool = False
+    """With side_bins: class scores are multiplied by a quality that is told from the shape of the
+    distributions (GFLv2, arXiv 2011.12885)."""
+    star_refinement: bool = False
+    """Plain point regression: class scores and a factor on each distance come from features sampled
+    on the first predicted box (VarifocalNet, arXiv 2008.13367)."""
     class_prior: Annotated[float, Range(above=0, below=1)] = 0.01
     """Initial probability of each class (focal loss paper, Sec. 4.1)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -66,7 +76,24 @@ class ModelConfig(ConfigGroup, name="model"):
     """What the backward pass recomputes instead of keeping: nothing, or the backbone's blocks."""
 
     def check(self) -> None:
-        """Fields of ResNets keep their defaults under any other backbone."""
+        """Distributions need points; fields of ResNets belong to ResNets."""
+        if self.side_bins and self.regression != "point":
+            raise UserError(
+                f"config.model.side_bins={self.side_bins} with config.model.regression="
+                f'{self.regression!r}: distributions are of distances. Set regression="point", or '
+                "side_bins=0."
+            )
+        if self.distribution_quality and not self.side_bins:
+            raise UserError(
+                "config.model.distribution_quality=True with config.model.side_bins=0: there are "
+                "no distributions. Set side_bins, 16 in the paper, or leave both out."
+            )
+        if self.star_refinement and (self.regression != "point" or self.side_bins):
+            raise UserError(
+                f"config.model.star_refinement=True with config.model.regression="
+                f"{self.regression!r}, side_bins={self.side_bins}: what it refines are plain "
+                'distances. Set regression="point" and side_bins=0.'
+            )
         if self.backbone.startswith("res"):
             return
         defaults = {field.name: field.default for field in dataclasses.fields(self)}

@@ -74,7 +74,7 @@ class DetectorNetwork(nn.Module):
           train: batch norm uses batch statistics (and then updates "batch_stats").
         """
         _, levels, masks = self.features(images, image_size, train=train)
-        return self.head(levels, masks)
+        return self.head(levels, masks, train=train)
 
     def features(
         self, images: Float[Array, "B H W 3"], image_size: Int[Array, "B 2"], *, train: bool = False

@@ -9,10 +9,13 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from atss_jax.models import layers
 from atss_jax.models.config import ModelConfig
 from atss_jax.models.deform_conv import DeformConv
+from atss_jax.models.distributions import DistributionQuality, expected_distances, joint_logits
+from atss_jax.models.star_refinement import StarConv
 from atss_jax.structures import HeadOutputs
 from atss_jax.typing import Array, Bool, Float
 
@@ -85,8 +88,16 @@ class Head(nn.Module):
         self,
         features: tuple[Float[Array, "B _h _w C"], ...],
         masks: tuple[Bool[Array, "B _h _w"] | None, ...],
+        *,
+        train: bool = False,
     ) -> HeadOutputs:
-        """Predictions of every level; meaningless outside the own cells."""
+        """Predictions of every level; meaningless outside the own cells.
+
+        Args:
+          features: P3..P7.
+          masks: own cells of each; None for all.
+          train: give what only losses read, too.
+        """
         config = self.config
 
         def tower(name):
@@ -107,17 +118,56 @@ class Head(nn.Module):
             ]
 
         cls_maps, box_maps = tower("cls_tower"), tower("box_tower")
-        prior = -math.log((1 - config.class_prior) / config.class_prior)
-        logits = predict("cls_logits", cls_maps, self.num_classes, prior)
-        relu_points = config.regression == "point" and config.point_activation == "relu"
-        boxes = predict("box_regression", box_maps, 4, POINT_BIAS if relu_points else 0.0)
+        per_side = config.side_bins + 1
+        bias = self._first_distance()
+        boxes = predict("box_regression", box_maps, 4 * per_side, bias)
         if config.level_scale:
             scale = self.param("level_scale", nn.initializers.ones_init(), (len(boxes),))
             boxes = [x * scale[i] for i, x in enumerate(boxes)]
-        if config.regression == "point":
-            boxes = [nn.relu(x) if relu_points else jnp.exp(x) for x in boxes]
+        sides = first_boxes = None
+        if config.side_bins:
+            sides = tuple(x.reshape(*x.shape[:-1], 4, per_side) for x in boxes)
+            boxes = [expected_distances(x) for x in sides]
+        elif config.regression == "point":
+            relu = config.point_activation == "relu"
+            boxes = [nn.relu(x) if relu else jnp.exp(x) for x in boxes]
+        if config.star_refinement:
+            first_boxes = tuple(boxes)
+            distances = tuple(x[..., 0, :] for x in boxes)  # a point has one box
+
+            def star(name, maps):
+                return StarConv(NORMAL, self.dtype, name=name)(maps, distances, masks)
+
+            cls_maps, refined_maps = star("cls_star", cls_maps), star("box_star", box_maps)
+            factors = predict("box_refinement", refined_maps, 4)
+            if config.level_scale:
+                scale = self.param("refinement_scale", nn.initializers.ones_init(), (len(boxes),))
+                factors = [x * scale[i] for i, x in enumerate(factors)]
+            boxes = [
+                jnp.exp(x) * lax.stop_gradient(box)
+                for x, box in zip(factors, first_boxes, strict=True)
+            ]
+        prior = -math.log((1 - config.class_prior) / config.class_prior)
+        logits = predict("cls_logits", cls_maps, self.num_classes, prior)
+        if sides is not None and config.distribution_quality:
+            quality = DistributionQuality(name="distribution_quality")
+            logits = [
+                joint_logits(x, quality(side)[..., None])
+                for x, side in zip(logits, sides, strict=True)
+            ]
         centerness = None
         if config.centerness != "none":
             maps = box_maps if config.centerness == "box" else cls_maps
             centerness = tuple(x[..., 0] for x in predict("centerness", maps, 1))
-        return HeadOutputs(tuple(logits), tuple(boxes), centerness)
+        if not train:
+            sides = first_boxes = None
+        return HeadOutputs(tuple(logits), tuple(boxes), centerness, sides, first_boxes)
+
+    def _first_distance(self) -> float:
+        """Initial bias of the box regression."""
+        config = self.config
+        if config.regression != "point" or config.side_bins:
+            return 0.0
+        if config.point_activation == "relu":
+            return POINT_BIAS
+        return math.log(POINT_BIAS) if config.star_refinement else 0.0

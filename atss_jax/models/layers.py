@@ -58,22 +58,41 @@ def _convolution(x: Array, kernel: Array, stride: int, groups: int) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _cpu_convolution(x: Array, kernel: Array, stride: int) -> Array:
-    """A convolution whose gradients suit XLA's CPU backend.
+def _dense_convolution(x: Array, kernel: Array, stride: int) -> Array:
+    """A convolution whose gradients suit the platform that the program is lowered for.
 
-    Automatic differentiation writes both gradients as convolutions with permuted dimensions. The
-    backend has fast kernels for NHWC with HWIO only; it rewrites others, but not inside loops
-    (jax-ml/jax issue 12868), where they take ten times as long. So they are written as NHWC here.
+    Chosen at lowering, not by the host's backend: a program compiled ahead of time for TPUs on a
+    machine without one, or exported for several platforms, gets each platform's form.
     """
     return _convolution(x, kernel, stride, 1)
 
 
-def _cpu_convolution_forward(x, kernel, stride):
+def _dense_convolution_forward(x, kernel, stride):
     return _convolution(x, kernel, stride, 1), (x, kernel)
 
 
-def _cpu_convolution_backward(stride, saved, cotangent):
-    x, kernel = saved
+def _dense_convolution_backward(stride, saved, cotangent):
+    return lax.platform_dependent(
+        *saved,
+        cotangent,
+        cpu=functools.partial(_cpu_gradients, stride),
+        default=functools.partial(_plain_gradients, stride),
+    )
+
+
+def _plain_gradients(stride, x, kernel, cotangent):
+    by_x = jax.linear_transpose(lambda x: _convolution(x, kernel, stride, 1), x)
+    by_kernel = jax.linear_transpose(lambda kernel: _convolution(x, kernel, stride, 1), kernel)
+    return *by_x(cotangent), *by_kernel(cotangent)
+
+
+def _cpu_gradients(stride, x, kernel, cotangent):
+    """Both gradients in the form that XLA's CPU backend is fast at.
+
+    Automatic differentiation writes them as convolutions with permuted dimensions. The backend has
+    fast kernels for NHWC with HWIO only; it rewrites others, but not inside loops (jax-ml/jax
+    issue 12868), where they take ten times as long. So they are written as NHWC here.
+    """
     pad = kernel.shape[0] // 2
     sides = zip(x.shape[1:3], cotangent.shape[1:3], strict=True)
     rest = [side - 1 - (out_side - 1) * stride for side, out_side in sides]  # after the last centre
@@ -120,7 +139,7 @@ def _kernel_gradient_by_products(x: Array, cotangent: Array) -> Array:
     return lax.map(tap, jnp.arange(9)).reshape(3, 3, x.shape[3], cotangent.shape[3])
 
 
-_cpu_convolution.defvjp(_cpu_convolution_forward, _cpu_convolution_backward)
+_dense_convolution.defvjp(_dense_convolution_forward, _dense_convolution_backward)
 
 
 def convolution(
@@ -129,8 +148,8 @@ def convolution(
     """2-D convolution with zero padding k // 2 on all sides.
 
     1x1 kernels are a matrix product: XLA's CPU backend is slow in the backward pass of 1x1
-    convolutions, and accelerators compile both to the same. On the CPU, gradients are written in
-    the form that its backend is fast at.
+    convolutions, and accelerators compile both to the same. In programs for CPUs, gradients are
+    written in the form that their backend is fast at.
 
     Args:
       x: input map.
@@ -141,8 +160,8 @@ def convolution(
     size = kernel.shape[0]
     if size == 1 and groups == 1:
         return x[:, ::stride, ::stride] @ kernel[0, 0]
-    if groups == 1 and jax.default_backend() == "cpu":
-        return _cpu_convolution(x, kernel, stride)
+    if groups == 1:
+        return _dense_convolution(x, kernel, stride)
     return _convolution(x, kernel, stride, groups)
 
 

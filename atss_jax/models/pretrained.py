@@ -17,8 +17,8 @@ from flax import traverse_util
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from atss_jax.errors import UserError
-from atss_jax.models import layers
+from atss_jax.errors import MissingFileError, UserError
+from atss_jax.models import hub, layers
 from atss_jax.models.weight_names import Arrays, Flat, is_ignored, to_flat
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such weights file. Give the path of an existing one.")
+        raise MissingFileError(f"{path}: no such weights file. Give the path of an existing one.")
     if path.suffix not in _READERS:
         raise UserError(f"{path}: unknown suffix. Use one of {', '.join(_READERS)}.")
     try:
@@ -270,8 +270,25 @@ def diff_lines(found: Arrays, wanted: Arrays) -> list[str]:
 
 
 def load_into(path: str | os.PathLike, variables: Variables) -> Variables:
-    """`variables` with the weights of a file in their places; see `read_arrays` and `insert`."""
-    return insert(read_arrays(path), variables, source=os.fspath(path))
+    """`variables` with the weights of a file in their places; see `read_arrays` and `insert`.
+
+    Args:
+      path: of a file, or a name of the hub such as "timm/resnet50.tv_in1k", see `hub`.
+      variables: of the network.
+    """
+    return insert(read_arrays(local_path(path)), variables, source=os.fspath(path))
+
+
+def local_path(path: str | os.PathLike) -> str | os.PathLike:
+    """A path as it is; for a name of the hub, that of the fetched file.
+
+    Raises:
+      UserError: see `hub.fetch`.
+    """
+    if not isinstance(path, str) or not hub.is_hub_name(path, tuple(_READERS)):
+        return path
+    name = hub.parse_name(path)
+    return hub.fetch(name, name.file or hub.WEIGHTS_FILE, option="config.model.init_from")
 
 
 def save_detector(

@@ -1,17 +1,17 @@
 """From a checked recipe to the objects of a run: data sets, plan, mesh.
 
-The only module that knows both the recipe's fields and everybody's keyword arguments.
+The only module that knows both the recipe's fields and everybody's arguments.
 """
 
 import dataclasses
 import hashlib
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from atss_jax.data import coco
+from atss_jax.data import loader, sources
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.run import recipe_io
@@ -19,43 +19,25 @@ from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import parallel, peers
 
 
+class EvalSizes(NamedTuple):
+    """What images are resized to and padded to in one pass of an evaluation."""
+
+    buckets: tuple[tuple[int, int], ...]
+    """Padded shapes (H, W)."""
+    short_side: int
+    """px."""
+    max_long_side: int
+    """px."""
+
+
 def load_dataset(config: Recipe, split: str) -> DetectionDataset:
     """The "train" or "val" data set of a recipe.
 
     Raises:
-      ValueError, FileNotFoundError: unknown source; missing or malformed data.
+      ValueError, FileNotFoundError: missing or malformed data.
     """
-    data = config.data
-    checks: dict[str, Any] = {
-        "on_error": data.on_error,
-        "max_bad_fraction": data.max_bad_fraction,
-        "exif": data.exif,
-        "max_pixels": data.max_pixels,
-    }
-    if data.source == "coco_json":
-        annotations = getattr(data, f"{split}_annotations")
-        images = getattr(data, f"{split}_images")
-        for field, value in (("annotations", annotations), ("images", images)):
-            if not value:
-                raise ValueError(
-                    f"config.data.{split}_{field} is empty. Give the path with "
-                    f"--config.data.{split}_{field}=..."
-                )
-        return coco.load_coco(
-            annotations,
-            images,
-            name=f"{data.name}/{split}",
-            allow_outside=data.allow_outside,
-            **checks,
-        )
-    if data.source in ("tfds", "array_record"):
-        from atss_jax.data import tfds_builders  # slow to import: only where it is used
-
-        return tfds_builders.load_tfds(
-            data.name, getattr(data, f"{split}_split"), data.data_dir, **checks
-        )
-    raise ValueError(
-        f'config.data.source={data.source!r}: use "coco_json", "tfds" or "array_record".'
+    return sources.load_split(
+        config.data, split, without_annotations=split == "val" and config.eval.format_only
     )
 
 
@@ -85,32 +67,42 @@ def data_digest(dataset: DetectionDataset, plan: BatchPlan) -> str:
     return f"{digest.hexdigest()} {plan.fingerprint()}"
 
 
-def train_batch_keywords(config: Recipe) -> dict[str, Any]:
-    """Keywords of `data.loader.train_batches`, this process' share."""
+def train_batches(
+    config: Recipe, dataset: DetectionDataset, plan: BatchPlan, start_step: int
+) -> loader.Batches:
+    """This process' share of the training batches from a step on."""
     data = config.data
-    return {
-        "max_boxes": data.max_boxes,
-        "on_overflow": data.on_overflow,
-        "num_workers": data.num_workers,
-        "prefetch": data.prefetch,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-    }
+    return loader.train_batches(
+        dataset,
+        plan,
+        start_step=start_step,
+        max_boxes=data.max_boxes,
+        on_overflow=data.on_overflow,
+        num_workers=data.num_workers,
+        prefetch=data.prefetch,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
-def eval_batch_keywords(config: Recipe) -> dict[str, Any]:
-    """Keywords of `data.loader.eval_batches`, this process' share."""
+def eval_batches(
+    config: Recipe, dataset: DetectionDataset, sizes: EvalSizes | None = None
+) -> loader.Batches:
+    """This process' share of every image once; at the recipe's sizes without `sizes`."""
     data = config.data
-    return {
-        "buckets": data.buckets,
-        "short_side": data.short_side,
-        "max_long_side": data.max_long_side,
-        "batch_size": config.eval.batch_size,
-        "max_boxes": data.max_boxes,
-        "on_overflow": data.on_overflow,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-    }
+    if sizes is None:
+        sizes = EvalSizes(data.buckets, data.short_side, data.max_long_side)
+    return loader.eval_batches(
+        dataset,
+        buckets=sizes.buckets,
+        short_side=sizes.short_side,
+        max_long_side=sizes.max_long_side,
+        batch_size=config.eval.batch_size,
+        max_boxes=data.max_boxes,
+        on_overflow=data.on_overflow,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
 
 
 def make_mesh(config: Recipe) -> Mesh:

@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 
 from atss_jax.geometry.anchors import AnchorGrid, make_grid
 from atss_jax.models.backbone import STEM
 from atss_jax.models.backbones import make_backbone
 from atss_jax.models.config import ModelConfig
 from atss_jax.models.detector import DetectorNetwork, frozen_mask, init_variables
-from atss_jax.run import build
+from atss_jax.run import build, classes
 from atss_jax.run.recipe import Recipe
 from atss_jax.structures import Targets
 from atss_jax.training.losses import LossSettings, make_losses
@@ -112,7 +113,10 @@ def _targets(grid: AnchorGrid) -> Targets:
 
 
 def count_macs(jaxpr: Any) -> int:
-    """Multiply-adds of the convolutions and matrix products of a jaxpr, loops unrolled."""
+    """Multiply-adds of the convolutions and matrix products of a jaxpr, loops unrolled.
+
+    Of branches (`lax.cond`, choices by platform) the one with most counts.
+    """
     total = 0
     for equation in jaxpr.eqns:
         name, parameters = equation.primitive.name, equation.params
@@ -127,9 +131,10 @@ def count_macs(jaxpr: Any) -> int:
             total += math.prod(equation.outvars[0].aval.shape) * depth
         repeats = parameters.get("length", 1) if name == "scan" else 1
         for value in parameters.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                total += repeats * count_macs(inner)
+            branches = value if isinstance(value, (tuple, list)) else (value,)
+            inner = [getattr(branch, "jaxpr", branch) for branch in branches]
+            counts = [count_macs(each) for each in inner if hasattr(each, "eqns")]
+            total += repeats * max(counts, default=0)
     return total
 
 
@@ -146,16 +151,28 @@ def _cost(function: Any, *arguments: Any) -> ProgramCost:
     )
 
 
-def describe(config: Recipe) -> str:
+def _count_classes(config: Recipe, workdir: epath.Path | None) -> tuple[int, str]:
+    """Number of classes, and who says so."""
+    trained = None if workdir is None else classes.read_classes(workdir)
+    if trained is not None:
+        return len(trained[0]), f"of {workdir}"
+    try:
+        return len(build.load_dataset(config, "train").class_names), "data set"
+    except (FileNotFoundError, ValueError):
+        return COCO_CLASSES, "assumed: the data set is not here"
+
+
+def describe(config: Recipe, workdir: epath.Path | None = None) -> str:
     """Parameters by part, anchors by level, cost of an image: a text for people.
 
-    The data set is asked for the number of classes only; where it is not there, COCO's 80 are
-    assumed, and the text says so.
+    The number of classes is that of the workdir, or of the data set; where neither is there, COCO's
+    80 are assumed, and the text says so.
+
+    Args:
+      config: the recipe.
+      workdir: of a run, if there is one.
     """
-    try:
-        num_classes, source = len(build.load_dataset(config, "train").class_names), "data set"
-    except (FileNotFoundError, ValueError):
-        num_classes, source = COCO_CLASSES, "assumed: the data set is not here"
+    num_classes, source = _count_classes(config, workdir)
     model = DetectorNetwork(config.model, num_classes, config.anchors.num_per_location)
     largest = max(config.data.buckets, key=math.prod)
     variables = jax.eval_shape(lambda: init_variables(model, largest, 0))

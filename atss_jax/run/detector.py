@@ -2,15 +2,15 @@
 
     from atss_jax.run.detector import Detector
     detector = Detector.load("workdirs/mine")
-    found = detector("photo.jpg")            # found.boxes, found.scores, found.labels
-    several = detector(["a.jpg", pil_image, array], threshold=0.3)
+    found = detector("photo.jpg", threshold=0.3)    # found.boxes, found.scores, found.labels
+    found.save("drawing.jpg")
+    several = detector(["a.jpg", "https://...", pil_image, array])
 
 Coordinates are px of the upright original, whatever size the network sees. One device.
 """
 
 import collections
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
@@ -20,14 +20,16 @@ import numpy as np
 from etils import epath
 
 from atss_jax.data import images
-from atss_jax.data.any_image import read_image
+from atss_jax.data.any_image import is_url, read_image
 from atss_jax.data.batch_plan import choose_bucket
+from atss_jax.errors import UserError
 from atss_jax.evaluation import passes
 from atss_jax.evaluation.coco_results import with_min_score
 from atss_jax.models import pretrained
 from atss_jax.models.detector import DetectorNetwork, init_variables
-from atss_jax.run import build, predict_steps, recipe_io, validation
+from atss_jax.run import build, classes, predict_steps, recipe_io, validation, workdir_files
 from atss_jax.run.recipe import Recipe
+from atss_jax.run.result import Result
 from atss_jax.runtime.parallel import AXIS
 from atss_jax.structures import Detections
 
@@ -44,11 +46,13 @@ class Detector:
       class_names: of each class index.
       category_ids: of each class index in the training data.
       batch_size: images that the device sees at once.
+      step: updates that the weights have behind them; None where nobody knows.
 
     Attributes:
       config: the recipe.
       class_names: of each class index.
       category_ids: of each class index in the training data.
+      step: updates that the weights have behind them, or None.
     """
 
     def __init__(
@@ -59,8 +63,9 @@ class Detector:
         category_ids: Sequence[int],
         *,
         batch_size: int = 1,
+        step: int | None = None,
     ):
-        self.config = config
+        self.config, self.step = config, step
         self.class_names, self.category_ids = tuple(class_names), tuple(category_ids)
         self.variables, self._batch_size = variables, batch_size
         self.model = _network(config, class_names)
@@ -74,19 +79,22 @@ class Detector:
         config: Recipe | None = None,
         class_names: Sequence[str] | None = None,
         batch_size: int = 1,
+        checkpoint: str | int = "last",
     ) -> "Detector":
         """A detector from a run's workdir, or from a weights file.
 
         Args:
-          path: a workdir (newest checkpoint), a safetensors file that scripts/convert_weights.py
+          path: a workdir, a safetensors file that scripts/convert_weights.py
             wrote of a workdir, or other weights (.safetensors, .npz).
-          config: recipe; needed for other weights, replaces a workdir's.
+          config: recipe; needed for other weights. That of a workdir may be given with changes that
+            leave the network alone.
           class_names: needed for other weights; the first two know them.
           batch_size: images that the device sees at once.
+          checkpoint: of a workdir: "last", "best" (by AP in training) or a step.
 
         Raises:
-          FileNotFoundError: nothing there.
-          ValueError: weights without a recipe or classes, or of another network.
+          UserError: nothing there, no such checkpoint, weights without a recipe or classes, or of
+            another network.
         """
         folder = epath.Path(path)
         if not folder.is_dir():
@@ -100,7 +108,7 @@ class Detector:
                     batch_size=batch_size,
                 )
             if config is None or class_names is None:
-                raise ValueError(f"{path}: give both config=... and class_names=..., or neither.")
+                raise UserError(f"{path}: give both config=... and class_names=..., or neither.")
             model = _network(config, class_names)
             start = jax.jit(
                 lambda: init_variables(model, config.data.buckets[0], config.run.seed)
@@ -109,15 +117,19 @@ class Detector:
             ids = range(1, len(class_names) + 1)
             return cls(config, variables, class_names, tuple(ids), batch_size=batch_size)
         if config is None:
-            config = recipe_io.read_recipe(folder / "config.json")
+            config = workdir_files.read_config(folder)
+        else:
+            workdir_files.check_workdir(config, folder, training=False)
         names, ids = load_classes(config, folder)
         model = _network(config, names)
         mesh = jax.make_mesh(
             (1,), (AXIS,), devices=jax.local_devices()[:1],
             axis_types=(jax.sharding.AxisType.Auto,),
         )  # fmt: skip
-        _, variables = validation.restore_variables(config, folder, model, mesh)
-        return cls(config, variables, names, ids, batch_size=batch_size)
+        step, variables = validation.restore_variables(
+            config, folder, model, mesh, which=str(checkpoint)
+        )
+        return cls(config, variables, names, ids, batch_size=batch_size, step=step)
 
     @property
     def names(self) -> dict[int, str]:
@@ -125,32 +137,70 @@ class Detector:
         return dict(enumerate(self.class_names))
 
     @overload
-    def __call__(self, image: list | tuple, *, threshold: float = 0.0) -> list[Detections]: ...
+    def __call__(
+        self, image: list | tuple, *, threshold: float = 0.0, channel_order: str = "rgb"
+    ) -> list[Result]: ...
 
     @overload
-    def __call__(self, image: Any, *, threshold: float = 0.0) -> Detections: ...
+    def __call__(
+        self, image: Any, *, threshold: float = 0.0, channel_order: str = "rgb"
+    ) -> Result: ...
 
-    def __call__(self, image: Any, *, threshold: float = 0.0) -> Detections | list[Detections]:
-        """Detections of one image, or of each in a list: only the found ones, best first.
+    def __call__(
+        self, image: Any, *, threshold: float = 0.0, channel_order: str = "rgb"
+    ) -> Result | list[Result]:
+        """What is on an image, or on each of a list.
 
         Args:
-          image: a path, bytes or a binary file of an encoded image, a PIL image, a NumPy or JAX
-            array (uint8 RGB [h, w, 3]), or a list or tuple of these.
+          image: a path, an http(s) address, bytes or a binary file of an encoded image, a PIL
+            image, a NumPy or JAX array (uint8 RGB [h, w, 3]), or a list or tuple of these.
           threshold: lowest score returned. The recipe's `eval.score_threshold` comes first.
+          channel_order: "bgr" for arrays of OpenCV. Nothing in the pixels tells the orders apart,
+            so a wrong one lowers scores without an error.
 
         Returns:
-          Detections [n] in px of the upright image; a list of them for a list.
+          A `Result` in px of the upright image; a list of them for a list.
 
         Raises:
-          ValueError: an image does not decode, or is another array.
+          ValueError: an image does not decode, or is another array; a threshold outside [0, 1].
           TypeError: something else was given.
         """
+        if not 0 <= threshold <= 1:
+            raise UserError(f"threshold={threshold}: give a score between 0 and 1.")
         several = isinstance(image, list | tuple)
-        found = [
-            with_min_score(one, threshold)
-            for one in self.detect(map(read_image, image if several else [image]))
+        waiting: collections.deque[tuple[Any, np.ndarray | None, tuple[int, int]]]
+        waiting = collections.deque()
+
+        def read() -> Iterator[np.ndarray]:
+            for one in image if several else [image]:
+                pixels = read_image(one, channel_order=channel_order)
+                # pixels of a long list of paths are not kept for drawings that nobody asks for
+                is_path = isinstance(one, str | os.PathLike) and not is_url(one)
+                waiting.append((one, None if is_path else pixels, pixels.shape[:2]))
+                yield pixels
+
+        results = [
+            self._result(found, threshold, *waiting.popleft()) for found in self.detect(read())
         ]
-        return found if several else found[0]
+        return results if several else results[0]
+
+    def _result(
+        self,
+        found: Detections,
+        threshold: float,
+        image: Any,
+        pixels: np.ndarray | None,
+        size: tuple[int, int],
+    ) -> Result:
+        """Of one image; without pixels, its path is read again for a drawing."""
+        return Result(
+            with_min_score(found, threshold),
+            self.class_names,
+            self.category_ids,
+            image_size=size,
+            read=(lambda: read_image(image)) if pixels is None else (lambda: pixels),
+            source=os.fspath(image) if isinstance(image, str | os.PathLike) else "",
+        )
 
     def detect(self, pictures: Iterable[np.ndarray]) -> Iterator[Detections]:
         """Detections of each image, in order, while the device works on the next ones.
@@ -215,9 +265,8 @@ def _network(config: Recipe, class_names: Sequence[str]) -> DetectorNetwork:
 
 def load_classes(config: Recipe, workdir: epath.Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """(names, category ids) of the classes that a workdir's network was trained on."""
-    path = workdir / "classes.json"
-    if path.exists():
-        classes = json.loads(path.read_text())
-        return tuple(classes["class_names"]), tuple(classes["category_ids"])
+    found = classes.read_classes(workdir)
+    if found is not None:
+        return found
     dataset = build.load_dataset(config, "train")  # a workdir from before classes.json
     return dataset.class_names, dataset.category_ids

@@ -48,22 +48,24 @@ RAW_OUTPUTS = {
 }
 
 
-def export_workdir(config: Recipe, workdir: epath.Path) -> epath.Path:
-    """Exports the newest checkpoint into workdir/export.
+def export_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "last") -> epath.Path:
+    """Exports a checkpoint into workdir/export.
 
     Args:
       config: the recipe; group "export" says what.
       workdir: of the run.
+      checkpoint: "last", "best" or a step.
 
     Returns:
       The folder.
 
     Raises:
-      FileNotFoundError: no run there.
+      UserError: no run there, or no such checkpoint.
       ImportError: the packages of the format are not installed.
     """
-    workdir_files.claim_workdir(config, workdir, training=False)
-    detector = Detector.load(workdir, config=config)
+    workdir_files.open_workdir(config, workdir)
+    detector = Detector.load(workdir, config=config, checkpoint=checkpoint)
+    print(f"step {detector.step} ({checkpoint}) of {workdir}")
     folder = workdir / "export"
     folder.mkdir(parents=True, exist_ok=True)
     write = write_stablehlo if config.export.format == "stablehlo" else write_onnx
@@ -183,6 +185,7 @@ def describe(
         "outputs": outputs,
         "class_names": list(detector.class_names),
         "category_ids": list(detector.category_ids),
+        "step": detector.step,
         "resize": {
             "short_side": config.data.short_side,
             "max_long_side": config.data.max_long_side,

@@ -1,5 +1,6 @@
 """Runs one mode of the command line, and turns outcomes into exit codes."""
 
+import logging
 import os
 import sys
 import threading
@@ -9,26 +10,42 @@ import jax
 from etils import epath
 
 from atss_jax.errors import UserError
-from atss_jax.run import describe, export, predict, step_log, stop_signal, train, validation
+from atss_jax.run import (
+    describe,
+    export,
+    predict,
+    recipe_changes,
+    step_log,
+    stop_signal,
+    train,
+    validation,
+    workdir_files,
+)
 from atss_jax.run.recipe import Recipe
-from atss_jax.runtime import peers
+from atss_jax.runtime import peers, xla_flags
 from atss_jax.runtime.metric_writer import configure_logging
 
 CLEAN_END_SECONDS = 8.0
 """Processes that were told to stop wait so long for each other."""
 
 
-def run(mode: str, config: Recipe, workdir: str) -> int:
+def run(mode: str, config: Recipe, workdir: str, checkpoint: str = "last") -> int:
     """Runs a mode; returns the exit code.
 
     Args:
       mode: one of `main.MODES`.
       config: the recipe.
-      workdir: folder of the run.
+      workdir: folder of the run; "" for describe without one.
+      checkpoint: what eval, predict and export read: "last", "best" or a step.
     """
     configure_logging()
+    if note := xla_flags.note():
+        logging.warning(note)
+    if mode == "describe":
+        print(describe.describe(config, epath.Path(workdir) if workdir else None))
+        return 0
     try:
-        return _run(mode, config, epath.Path(workdir))
+        return _run(mode, config, epath.Path(workdir), checkpoint)
     except Exception as error:
         if jax.process_count() == 1:
             raise
@@ -57,7 +74,7 @@ def _leave_after(code: int) -> int:
     return code
 
 
-def _run(mode: str, config: Recipe, folder: epath.Path) -> int:
+def _run(mode: str, config: Recipe, folder: epath.Path, checkpoint: str) -> int:
     if mode in ("train", "train_and_eval"):
         try:
             train.train(config, folder, with_evaluation=mode == "train_and_eval")
@@ -67,14 +84,14 @@ def _run(mode: str, config: Recipe, folder: epath.Path) -> int:
         except step_log.NonFiniteError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-    elif mode == "eval":
-        validation.evaluate_workdir(config, folder)
-    elif mode == "predict":
-        predict.predict_workdir(config, folder)
-    elif mode == "export":
-        export.export_workdir(config, folder)
-    elif mode == "describe":
-        print(describe.describe(config))
-    else:
+        return 0
+    readers = {
+        "eval": validation.evaluate_workdir,
+        "predict": predict.predict_workdir,
+        "export": export.export_workdir,
+    }
+    if mode not in readers:
         raise AssertionError(f"mode {mode!r} has no branch")
+    config = recipe_changes.with_chosen(config, workdir_files.read_config(folder))
+    readers[mode](config, folder, checkpoint)
     return 0

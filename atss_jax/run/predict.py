@@ -15,6 +15,7 @@ from etils import epath
 
 from atss_jax.data import media
 from atss_jax.drawing import visualize
+from atss_jax.errors import UserError
 from atss_jax.evaluation.coco_results import detections_to_coco, with_min_score, write_results
 from atss_jax.files import write_whole
 from atss_jax.run import workdir_files
@@ -23,28 +24,35 @@ from atss_jax.run.recipe import Recipe
 from atss_jax.structures import Detections
 
 
-def predict_workdir(config: Recipe, workdir: epath.Path) -> dict[str, Any]:
+def predict_workdir(
+    config: Recipe, workdir: epath.Path, checkpoint: str = "last"
+) -> dict[str, Any]:
     """`--mode=predict`: detections of `predict.input`, drawn, as COCO JSON and as CSV.
 
     Args:
       config: the recipe; group "predict" says what and where to.
       workdir: of the run.
+      checkpoint: "last", "best" or a step.
 
     Returns:
-      Counts: images, detections, and files that could not be read.
+      Counts: images, detections, and files that could not be read; also in about.json, with the
+      step of the checkpoint.
 
     Raises:
-      ValueError, FileNotFoundError: no input, or nothing readable in it.
+      UserError: no input, or nothing readable in it; no run, or no such checkpoint.
     """
     source = config.predict.input
     if not source:
-        raise ValueError("config.predict.input is empty. Give an image, folder, glob or video.")
+        raise UserError("config.predict.input is empty. Give an image, folder, glob or video.")
     is_video = media.is_video(source) and os.path.isfile(source)
     files = [] if is_video else media.find_images(source)
-    workdir_files.claim_workdir(config, workdir, training=False)
-    detector = Detector.load(workdir, config=config, batch_size=config.eval.batch_size)
+    workdir_files.open_workdir(config, workdir)
+    detector = Detector.load(
+        workdir, config=config, batch_size=config.eval.batch_size, checkpoint=checkpoint
+    )
+    print(f"step {detector.step} ({checkpoint}) of {workdir}")
     output = epath.Path(config.predict.output or workdir / "predictions")
-    output.mkdir(parents=True, exist_ok=True)
+    workdir_files.make_folder(output, "config.predict.output")
     if is_video:
         rows, failed = _predict_video(detector, source, output), []
     else:
@@ -55,7 +63,11 @@ def predict_workdir(config: Recipe, workdir: epath.Path) -> dict[str, Any]:
         "detections": sum(len(found.scores) for _, found in rows),
         "unreadable": len(failed),
         "output": str(output),
+        "step": detector.step,
+        "checkpoint": checkpoint,
+        "test_time_augmentation": config.eval.multiscale,
     }
+    workdir_files.write_json(output / "about.json", counts)
     print(
         f"{counts['detections']} detections with score >= {config.predict.score_threshold} in "
         f"{counts['images']} images: drawings, detections.json and detections.csv in {output}"
@@ -63,7 +75,7 @@ def predict_workdir(config: Recipe, workdir: epath.Path) -> dict[str, Any]:
     for message in failed:
         print(f"skipped {message}", file=sys.stderr)
     if failed and not rows:
-        raise ValueError(f"none of the {len(failed)} files could be read; the first: {failed[0]}")
+        raise UserError(f"none of the {len(failed)} files could be read; the first: {failed[0]}")
     return counts
 
 

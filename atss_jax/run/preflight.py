@@ -59,7 +59,7 @@ def check_first_batch(config: Recipe, setup: Setup) -> None:
 
 def check_val_set(config: Recipe, val: Validation) -> None:
     """Raises ValueError for an image without a bucket, or more boxes than slots."""
-    loader.eval_batches(val.dataset, **build.eval_batch_keywords(config)).close()
+    build.eval_batches(config, val.dataset).close()
 
 
 def check_evaluation(config: Recipe, val: Validation, state: TrainState) -> None:

@@ -1,9 +1,11 @@
-"""A recipe from nested mappings or JSON, to JSON, and what two recipes differ in."""
+"""A recipe from nested mappings or JSON, and to JSON; the names of its fields."""
 
 import dataclasses
 import difflib
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 from atss_jax.config import ConfigGroup, field_infos
@@ -13,27 +15,6 @@ from atss_jax.run.recipe import Recipe
 
 GROUPS: dict[str, type[ConfigGroup]] = get_type_hints(Recipe)
 """Name of a group -> its dataclass."""
-
-FREE_FIELDS = (
-    "data.num_workers",
-    "data.prefetch",
-    "run.log_every",
-    "run.async_checkpoints",
-    "run.distributed",
-    "run.coordinator",
-    "run.num_processes",
-    "run.process_id",
-    "run.init_timeout",
-    "run.fsdp",
-    "run.compilation_cache",
-    "run.profile_steps",
-    "run.wandb",
-)
-"""Fields that do not change a run's numbers: a workdir accepts other values of these."""
-
-FREE_GROUPS = ("eval", "predict", "export")
-"""Groups that do not change the parameters: `--mode=eval` and so on may differ in them."""
-
 
 SYNONYMS = {
     "lr": "optim.learning_rate",
@@ -87,6 +68,10 @@ WITHOUT_FIELD = {
     "work_dir": _WORKDIR,
 }
 """Names that other trainers use for what needs no field here -> how it is done."""
+
+
+AUTO_FIELDS = {"data.image_size": 0, "data.global_batch": 0, "data.max_boxes": 0}
+"""Fields that "auto" may be given for -> the number that it is."""
 
 
 def field_names() -> list[str]:
@@ -220,22 +205,17 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
-def recipe_differences(old: Recipe, new: Recipe, *, training: bool) -> list[str]:
-    """Lines "group.field: old -> new" of the fields that make another run.
+def default_workdir(source: str) -> Path:
+    """Where a run goes that names no folder.
 
     Args:
-      old: the workdir's recipe.
-      new: the one given now.
-      training: False also allows other values in `FREE_GROUPS`.
+      source: a folder of data, or a recipe.
+
+    >>> default_workdir("/data/photos/"), default_workdir("configs/ablations.py:k=15,dcn")
+    (PosixPath('workdirs/photos'), PosixPath('workdirs/ablations-k_15-dcn'))
     """
-    lines = []
-    for name in field_names():
-        group, field = name.split(".")
-        if name in FREE_FIELDS or group in ("predict", "export"):
-            continue
-        if not training and group in FREE_GROUPS:
-            continue
-        before, after = (getattr(getattr(c, group), field) for c in (old, new))
-        if before != after:
-            lines.append(f"  config.{name}: {before!r} -> {after!r}")
-    return lines
+    name = re.sub(r"\.py(?=$|:)", "", source.rstrip("/").split("/")[-1])
+    if name in ("", ".", ".."):
+        name = Path(source).resolve().name
+    name = re.sub(r"[^\w.-]+", "-", name.replace("=", "_")).strip("-")
+    return Path("workdirs") / (name or "run")

@@ -11,11 +11,14 @@ import jax
 from etils import epath
 
 from atss_jax.data import loader
-from atss_jax.errors import UserError
+from atss_jax.data.plausibility import start_report
 from atss_jax.run import (
+    auto_fields,
     build,
+    classes,
     preflight,
     stop_signal,
+    train_data,
     validation,
     workdir_files,
     workdir_lock,
@@ -24,7 +27,7 @@ from atss_jax.run.recipe import Recipe
 from atss_jax.run.step_log import NonFiniteError
 from atss_jax.run.stop_signal import Preempted, StopSignal
 from atss_jax.run.training_loop import Loop
-from atss_jax.run.training_setup import Setup, initial_state, set_up
+from atss_jax.run.training_setup import Setup, initial_state, print_schedule_change, set_up
 from atss_jax.runtime import checkpoint_record, compiled, parallel, peers
 from atss_jax.runtime.checkpoint import Checkpointer
 from atss_jax.runtime.metric_writer import read_rows
@@ -67,6 +70,8 @@ def _train(
 ) -> dict[str, Any]:
     """Everything that may fail on a user's mistake first; only then is the workdir touched."""
     checkpoint_record.check_folder_name(workdir)
+    if auto_fields.is_automatic(config):
+        config = _in_numbers(config, with_evaluation)
     setup = set_up(config)
     if jax.process_count() > 1:
         stop.follow_job(is_leader=jax.process_index() == 0)
@@ -75,12 +80,18 @@ def _train(
     names, ids = setup.train_set.class_names, setup.train_set.category_ids
     workdir_files.check_workdir(config, workdir, training=True)
     workdir_files.check_classes(workdir, names, ids)
+    train_data.check(workdir, setup.train_set)
+    print_schedule_change(workdir, config, setup)
     val = None
     if with_evaluation:
         dataset = build.load_dataset(config, "val")
-        validation.check_same_classes(setup.train_set, dataset)
+        dataset = classes.in_order_of(dataset, names, setup.train_set.name)
         val = validation.Validation(config, setup.settings.model, setup.mesh, dataset=dataset)
         preflight.check_val_set(config, val)
+    if jax.process_index() == 0:
+        val_set = None if val is None else val.dataset
+        lines = start_report(setup.train_set, val_set, setup.plan.padding)
+        print("\n".join(lines), flush=True)
     loader.check_overflow(setup.train_set, config.data.max_boxes, config.data.on_overflow)
     peers.check_same({"the data": build.data_digest(setup.train_set, setup.plan)})
     peers.watch()
@@ -97,15 +108,24 @@ def _train(
     stop.check()
     step = preflight.compile_step(config, setup)
     stop.check()
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = contextlib.ExitStack()
-        lock.enter_context(workdir_lock.hold(workdir))
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"--workdir={workdir} cannot be used: {error}") from error
+    workdir_files.make_folder(workdir, "--workdir")
+    lock = contextlib.ExitStack()
+    lock.enter_context(workdir_lock.hold(workdir))
     stop.at_leaving(lock.close)
     with lock:
         return _run_in(config, workdir, setup, val, state, step, stop)
+
+
+def _in_numbers(config: Recipe, with_evaluation: bool) -> Recipe:
+    """The recipe with every automatic field chosen; says what was chosen."""
+    build.make_mesh(config)  # joins the job: the devices count
+    train_set = build.load_dataset(config, "train")
+    val_set = build.load_dataset(config, "val") if with_evaluation else None
+    config, lines = auto_fields.resolve(config, train_set, val_set)
+    for line in lines:
+        if jax.process_index() == 0:
+            print(line, flush=True)
+    return config
 
 
 def _run_in(
@@ -118,8 +138,9 @@ def _run_in(
     stop: StopSignal,
 ) -> dict[str, Any]:
     """Claims the workdir, restores, and runs the loop."""
-    workdir_files.claim_workdir(config, workdir, training=True)
+    workdir_files.claim_workdir(config, workdir)
     workdir_files.write_classes(workdir, setup.train_set.class_names, setup.train_set.category_ids)
+    train_data.write(workdir, setup.train_set)
     checkpointer = Checkpointer(
         workdir / "checkpoints",
         keep_last=config.run.keep_last,

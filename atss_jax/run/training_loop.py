@@ -17,6 +17,7 @@ from etils import epath
 from atss_jax.data import loader
 from atss_jax.run import (
     build,
+    evaluation_folder,
     pictures,
     preflight,
     recipe_io,
@@ -88,11 +89,8 @@ class Loop:
         run, num_steps = self._config.run, self._setup.num_steps
         if self._start < num_steps:
             self._log.start(state, list(self._step.costs.values()))
-            self._batches = loader.train_batches(
-                self._setup.train_set,
-                self._setup.plan,
-                start_step=self._start,
-                **build.train_batch_keywords(self._config),
+            self._batches = build.train_batches(
+                self._config, self._setup.train_set, self._setup.plan, self._start
             )
         else:
             self._progress.note(f"all {num_steps} steps are done already")
@@ -191,7 +189,7 @@ class Loop:
         if outcome.metrics:
             self._progress.note(validation.summary(outcome.metrics))
         dataset = self._validation.dataset
-        validation.write_detections(self._workdir, dataset, outcome.detections)
+        evaluation_folder.write_detections(self._workdir, dataset, outcome.detections)
         pictures.after_evaluation(
             self._config,
             self._workdir,
@@ -254,6 +252,7 @@ class Loop:
             return {}
         return workdir_files.write_result(
             self._workdir,
+            about=evaluation_folder.about(self._config, num_steps) if metrics else {},
             metrics=metrics,
             steps=num_steps,
             wall_seconds=seconds,

@@ -1,8 +1,7 @@
 """Evaluates states of a run on its validation set: during training, and by `--mode=eval`."""
 
+import dataclasses
 import functools
-import io
-import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,14 +14,11 @@ from atss_jax.data import images, loader
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.evaluation import passes
 from atss_jax.evaluation.coco_metrics import METRICS, known_or_none
-from atss_jax.evaluation.coco_results import detections_to_coco, write_results
 from atss_jax.evaluation.whole_split import Outcome, PlannedPass, detect_all, evaluate
-from atss_jax.files import write_whole
 from atss_jax.models.detector import DetectorNetwork, init_variables
-from atss_jax.run import build, predict_steps, workdir_files
+from atss_jax.run import build, classes, evaluation_folder, predict_steps, workdir_files
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import checkpoint, parallel
-from atss_jax.structures import Detections
 
 
 class Validation:
@@ -82,35 +78,37 @@ class Validation:
     def _batches(self, one_pass: passes.Pass) -> loader.Batches:
         """Every image once, at the size of a pass."""
         data, dataset = self._config.data, self.dataset
-        keywords = build.eval_batch_keywords(self._config)
+        sizes = None
         if one_pass.short_side != data.short_side:
             targets = [
                 images.resized_size((h, w), one_pass.short_side, one_pass.max_long_side)
                 for h, w in dataset.sizes.tolist()
             ]
-            keywords["buckets"] = passes.pass_buckets(
+            buckets = passes.pass_buckets(
                 np.array(targets), data.buckets, one_pass.short_side / data.short_side
             )
-            keywords["short_side"] = one_pass.short_side
-            keywords["max_long_side"] = one_pass.max_long_side
-        return loader.eval_batches(dataset, **keywords)
-
-
-def check_same_classes(train_set: DetectionDataset, val_set: DetectionDataset) -> None:
-    """Raises unless both sets have the same classes in the same order."""
-    if train_set.class_names != val_set.class_names:
-        raise ValueError(
-            f"the classes of {train_set.name} and {val_set.name} differ: "
-            f"{train_set.class_names} and {val_set.class_names}. Use the same categories in both."
-        )
+            sizes = build.EvalSizes(buckets, one_pass.short_side, one_pass.max_long_side)
+        return build.eval_batches(self._config, dataset, sizes)
 
 
 def restore_variables(
-    config: Recipe, workdir: epath.Path, model: DetectorNetwork, mesh: Mesh
+    config: Recipe,
+    workdir: epath.Path,
+    model: DetectorNetwork,
+    mesh: Mesh,
+    *,
+    which: str = "last",
 ) -> Any:
-    """(step, variables) of a workdir's newest readable checkpoint, without optimizer state.
+    """(step, variables) of a workdir's checkpoint, without optimizer state.
 
     The averages where the run keeps them. Every device holds them whole.
+
+    Args:
+      config: the recipe.
+      workdir: folder of the run.
+      model: the network.
+      mesh: the devices.
+      which: "last" (that can be read), "best" or a step; see `checkpoint.chosen_steps`.
     """
     variables = jax.eval_shape(lambda: init_variables(model, config.data.buckets[0], 0))
     is_averaged = config.optim.ema_decay > 0
@@ -122,55 +120,46 @@ def restore_variables(
     abstract = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), abstract
     )
-    step, found = checkpoint.restore_part(workdir / "checkpoints", abstract)
+    step, found = checkpoint.restore_part(workdir / "checkpoints", abstract, which)
     return step, {"params": found[name], "batch_stats": found[statistics]}
 
 
-def evaluate_workdir(config: Recipe, workdir: epath.Path) -> Outcome:
-    """`--mode=eval`: the newest checkpoint's metrics, into eval.json and detections.json."""
-    workdir_files.claim_workdir(config, workdir, training=False)
+def evaluate_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "last") -> Outcome:
+    """`--mode=eval`: detections and metrics of the "val" split, into a folder of their own.
+
+    Args:
+      config: the recipe; what differs from the workdir's must leave the network alone.
+      workdir: folder of the run.
+      checkpoint: "last", "best" or a step.
+
+    Raises:
+      UserError: no run there, no such checkpoint, or data with other classes.
+    """
+    changed = {change.name for change in workdir_files.open_workdir(config, workdir)}
+    if config.data.root and changed & {"data.val_annotations", "data.val_images"}:
+        # the files that are named now, not the split that was found below the folder
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=""))
     mesh = build.make_mesh(config)
     dataset = build.load_dataset(config, "val")
-    workdir_files.check_classes(workdir, dataset.class_names, dataset.category_ids)
+    trained = classes.read_classes(workdir)
+    if trained is not None:
+        dataset = classes.in_order_of(dataset, trained[0], f"the network in {workdir}")
     num_classes = len(dataset.class_names)
     model = DetectorNetwork(config.model, num_classes, config.anchors.num_per_location)
-    step, variables = restore_variables(config, workdir, model, mesh)
+    step, variables = restore_variables(config, workdir, model, mesh, which=checkpoint)
+    if jax.process_index() == 0:
+        name, augmentation = evaluation_folder.split_name(config), config.eval.multiscale
+        print(f"step {step} ({checkpoint}), split {name}, test-time augmentation {augmentation}")
     outcome = Validation(config, model, mesh, dataset=dataset).run(variables)
     if outcome is None:
         raise RuntimeError("the evaluation was stopped")
     if jax.process_index() == 0:
-        count = write_detections(workdir, dataset, outcome.detections)
+        folder = evaluation_folder.write_evaluation(
+            config, workdir, dataset, outcome, step, checkpoint
+        )
         if outcome.metrics:
-            found = {"step": step, **known_or_none(outcome.metrics)}
-            workdir_files.write_json(workdir / "eval.json", found)
-            print(summary(outcome.metrics))
-        else:
-            path = write_submission(workdir, config.data.name)
-            print(f"{path}: {count} detections to submit, no metrics")
+            print(f"{summary(outcome.metrics)}\n{folder}: result.json, detections.json, pictures")
     return outcome
-
-
-def write_detections(workdir: epath.Path, dataset: DetectionDataset, detections: Detections) -> int:
-    """Writes detections.json, COCO's result format; returns how many detections it holds.
-
-    Args:
-      workdir: folder of the run.
-      dataset: the evaluated set.
-      detections: of an `Outcome`.
-    """
-    results = detections_to_coco(detections, dataset.image_ids, dataset.category_ids)
-    write_results(workdir / "detections.json", dataset.original_results(results))
-    return len(results)
-
-
-def write_submission(workdir: epath.Path, name: str) -> epath.Path:
-    """Packs detections.json as COCO's evaluation server wants it: one JSON file in a zip."""
-    path = workdir / f"detections_{name.replace('/', '_')}_atss_results.zip"
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f"{path.stem}.json", (workdir / "detections.json").read_text())
-    write_whole(path, buffer.getvalue())
-    return path
 
 
 def summary(metrics: Mapping[str, float]) -> str:

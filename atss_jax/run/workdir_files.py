@@ -1,7 +1,9 @@
-"""The files of a workdir beside metrics and checkpoints: config, classes, results, detections."""
+"""The files of a workdir beside metrics and checkpoints: config, its history, classes, results."""
 
+import datetime
 import json
 import platform
+import sys
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
@@ -10,7 +12,8 @@ import jax
 from etils import epath
 
 from atss_jax.errors import UserError
-from atss_jax.run import recipe_io
+from atss_jax.files import write_whole
+from atss_jax.run import recipe_changes, recipe_io
 from atss_jax.run.recipe import Recipe
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pycocotools")
@@ -19,45 +22,98 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pyco
 
 def write_json(path: epath.Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old or the new file, never half of one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    temporary.replace(path)
+    write_whole(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def checkpoint_steps(workdir: epath.Path) -> list[int]:
+    """Steps of the checkpoints in a workdir."""
+    folder = workdir / "checkpoints"
+    if not folder.exists():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
 def has_checkpoints(workdir: epath.Path) -> bool:
     """Whether a run has saved something here."""
-    folder = workdir / "checkpoints"
-    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+    return bool(checkpoint_steps(workdir))
 
 
-def check_workdir(config: Recipe, workdir: epath.Path, *, training: bool) -> None:
-    """Raises unless `claim_workdir` would accept the recipe; writes nothing.
+def make_folder(folder: epath.Path, flag: str) -> None:
+    """Makes a folder that the user named, with those above it.
+
+    Args:
+      folder: the folder.
+      flag: where its name was given, for messages.
 
     Raises:
-      UserError: another recipe (shows the difference), or checkpoints without config.json.
-      FileNotFoundError: no run there, and not training.
+      UserError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(
+            f"{flag}={folder}: this folder cannot be made ({error.strerror or error}). Give "
+            "another one, or check what is there."
+        ) from error
+
+
+def read_config(workdir: epath.Path) -> Recipe:
+    """The recipe that a workdir holds.
+
+    Raises:
+      UserError: no run there, or a config.json that is none.
     """
     path = workdir / "config.json"
     if not path.exists():
-        if not training:
-            raise FileNotFoundError(f"{path}: no run here. Train first, or check --workdir.")
+        raise UserError(f"{path}: no run here. Train first, or check --workdir.")
+    return recipe_io.read_recipe(path)
+
+
+def check_workdir(
+    config: Recipe, workdir: epath.Path, *, training: bool
+) -> list[recipe_changes.Change]:
+    """The fields in which a recipe differs from the workdir's; writes nothing.
+
+    Args:
+      config: the recipe given now.
+      workdir: folder of the run.
+      training: False requires an existing run, and refuses only what changes the network.
+
+    Raises:
+      UserError: no run there and not training; a change that the workdir refuses (shows it);
+        checkpoints without config.json.
+    """
+    if training and not (workdir / "config.json").exists():
         if has_checkpoints(workdir):
             raise UserError(
                 f"{workdir} has checkpoints but no config.json, so nobody knows their recipe. Put "
                 "config.json back, or use another --workdir."
             )
-        return
-    try:
-        old = recipe_io.recipe_from_json(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} does not fit this version of atss_jax: {error}") from error
-    changes = recipe_io.recipe_differences(old, config, training=training)
-    if changes:
+        return []
+    old = read_config(workdir)
+    locked = recipe_changes.locked_changes(old, config, training=training)
+    if locked:
+        what = "the parameters of the run" if training else "the network or its training"
         raise UserError(
             f"{workdir} belongs to a run with another configuration (there -> now):\n"
-            + "\n".join(changes)
-            + "\nUse another --workdir, or the configuration of that run."
+            + "\n".join(f"  {change}" for change in locked)
+            + f"\nThese fields change {what}. Use another --workdir, or leave them as they are "
+            "there" + (" (optim.num_steps and num_epochs may grow)." if training else ".")
         )
+    return recipe_changes.changes(old, config)
+
+
+def open_workdir(config: Recipe, workdir: epath.Path) -> list[recipe_changes.Change]:
+    """Checks a recipe for a mode that reads a run; prints and returns what differs from the run's.
+
+    Raises:
+      UserError: as `check_workdir`.
+    """
+    changes = check_workdir(config, workdir, training=False)
+    if jax.process_index() == 0:
+        for change in changes:
+            print(f"other than in {workdir}: {change}", file=sys.stderr)
+    return changes
 
 
 def check_classes(
@@ -86,27 +142,35 @@ def check_classes(
         )
 
 
-def claim_workdir(config: Recipe, workdir: epath.Path, *, training: bool) -> None:
-    """Writes config.json, or checks that the workdir belongs to the same recipe.
+def claim_workdir(config: Recipe, workdir: epath.Path) -> None:
+    """Makes a workdir the run's, or goes on in it: config.json holds the recipe given now.
+
+    What differs from the recipe that was there is printed, and noted in config_history.jsonl.
 
     Args:
       config: the recipe given now.
-      workdir: folder of the run; made when training.
-      training: False requires an existing run, and lets evaluation fields differ.
+      workdir: folder of the run; made when missing.
 
     Raises:
-      UserError: the workdir holds another recipe; shows the difference.
-      FileNotFoundError: no run there, and not training.
+      UserError: as `check_workdir`.
     """
-    check_workdir(config, workdir, training=training)
+    changes = check_workdir(config, workdir, training=True)
     path = workdir / "config.json"
-    if path.exists():
+    if jax.process_index() != 0 or (path.exists() and not changes):
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        temporary = path.with_name("config.json.tmp")
-        temporary.write_text(recipe_io.recipe_to_json(config))
-        temporary.replace(path)
+    if changes:
+        for change in changes:
+            print(f"changed since the last start: {change}", file=sys.stderr)
+        history = workdir / "config_history.jsonl"
+        row = {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "step": max(checkpoint_steps(workdir), default=0),
+            "changes": {change.name: [change.old, change.new] for change in changes},
+        }
+        lines = history.read_text() if history.exists() else ""
+        write_whole(history, lines + json.dumps(row) + "\n")
+    write_whole(path, recipe_io.recipe_to_json(config))
 
 
 def write_classes(
@@ -138,6 +202,7 @@ def versions() -> dict[str, str]:
 def write_result(
     workdir: epath.Path,
     *,
+    about: dict[str, Any],
     metrics: dict[str, float],
     steps: int,
     wall_seconds: float,
@@ -147,6 +212,7 @@ def write_result(
 
     Args:
       workdir: folder of the run.
+      about: what the metrics are of: split, step, test-time augmentation.
       metrics: of the last evaluation; empty without one.
       steps: updates done.
       wall_seconds: seconds of training over all starts of the run, without evaluations.
@@ -154,6 +220,7 @@ def write_result(
     """
     device = jax.devices()[0]
     result = {
+        **about,
         "metrics": metrics,
         "steps": steps,
         "wall_seconds": round(wall_seconds, 3),

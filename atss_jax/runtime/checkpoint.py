@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+from atss_jax.errors import UserError
 from atss_jax.runtime import checkpoint_record, parallel
 from atss_jax.runtime.checkpoint_record import DamagedError
 
@@ -239,7 +240,7 @@ def _newest(
                     raise  # several processes cannot agree on what one of them saw
                 reason = f"{type(error).__name__}: {str(error)[:200]}"
                 if is_verified:  # whole, as saved: it is the configuration that does not fit
-                    raise ValueError(
+                    raise UserError(
                         f"{folder}: checkpoint {step} is whole, but does not fit this "
                         f"configuration ({reason}). Use the configuration and data of the workdir."
                     ) from error
@@ -251,22 +252,58 @@ def _newest(
     return None, []
 
 
-def restore_part(folder: epath.Path, abstract_part: Any) -> tuple[int, Any]:
-    """(step, part) of the newest readable checkpoint: only some entries of the saved state.
+def chosen_steps(folder: epath.Path, steps: Sequence[int], which: str) -> list[int]:
+    """The checkpoints that may be read: all for "last", else one.
 
-    A damaged one is reported and left where it is: the folder may be read-only.
+    Args:
+      folder: of the checkpoints.
+      steps: of the complete ones.
+      which: "last", "best" (highest AP of those that the training evaluated) or a step.
+
+    Raises:
+      UserError: there is no such checkpoint; says which there are.
+    """
+    there = ", ".join(map(str, sorted(steps))) or "none"
+    if which == "last":
+        return list(steps)
+    if which == "best":
+        measured = []
+        for step in steps:
+            record = checkpoint_record.read_record(folder, step) or {}
+            value = (record.get("metrics") or {}).get("AP")
+            if value is not None:
+                measured.append((value, step))
+        if measured:
+            return [max(measured)[1]]
+        raise UserError(
+            f"--checkpoint=best: the training evaluated none of the checkpoints in {folder} "
+            f"({there}). Use last, or one of these steps."
+        )
+    if which.isdigit() and int(which) in steps:
+        return [int(which)]
+    raise UserError(
+        f"--checkpoint={which}: not in {folder}. Use last, best, or one of the steps {there}."
+    )
+
+
+def restore_part(folder: epath.Path, abstract_part: Any, which: str = "last") -> tuple[int, Any]:
+    """(step, part) of a checkpoint: only some entries of the saved state.
+
+    A damaged one is reported and left where it is: the folder may be read-only. Instead of the
+    last, the one before it is read then.
 
     Args:
       folder: of the checkpoints.
       abstract_part: shapes, dtypes and shardings of the entries to read.
+      which: see `chosen_steps`.
 
     Raises:
-      FileNotFoundError: no checkpoints there.
+      UserError: no checkpoints there, or not this one.
       ValueError: none of them can be read with these shapes.
       OSError: the storage does not answer.
     """
     if not folder.exists():
-        raise FileNotFoundError(
+        raise UserError(
             f"{folder}: no checkpoints. Train first (--mode=train), or check --workdir."
         )
     folder = folder.absolute()
@@ -285,7 +322,9 @@ def restore_part(folder: epath.Path, abstract_part: Any) -> tuple[int, Any]:
             )
             return manager.restore(step, args=arguments)
 
-        found, _ = _newest(folder, manager.all_steps(), read)
-    if found is None:
-        raise FileNotFoundError(f"{folder}: no complete checkpoint yet. Train first.")
+        steps = manager.all_steps()
+        if not steps:
+            raise UserError(f"{folder}: no complete checkpoint yet. Train first.")
+        found, _ = _newest(folder, chosen_steps(folder, steps, which), read)
+    assert found is not None
     return found.step, found.state

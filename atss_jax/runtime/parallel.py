@@ -40,7 +40,7 @@ def initialize(
         arguments: dict[str, Any] = {}
     elif mode == "address":
         if not coordinator or num_processes < 1 or not 0 <= process_id < num_processes:
-            raise ValueError(
+            raise UserError(
                 f"run.coordinator={coordinator!r}, run.num_processes={num_processes}, "
                 f"run.process_id={process_id}: give host:port of process 0, the number of "
                 "processes, and this one's number from 0."
@@ -51,7 +51,7 @@ def initialize(
             "process_id": process_id,
         }
     else:
-        raise ValueError(f'run.distributed={mode!r}: use "none", "auto" or "address".')
+        raise UserError(f'run.distributed={mode!r}: use "none", "auto" or "address".')
     if mode == "address" and process_id == 0:
         _check_port(coordinator)
     try:
@@ -100,7 +100,7 @@ def check_batch(global_batch: int, mesh: Mesh, *, accumulate: int = 1) -> None:
     """Raises unless the batch divides over devices, processes and micro-batches."""
     parts = mesh.size * accumulate
     if global_batch % parts:
-        raise ValueError(
+        raise UserError(
             f"a global batch of {global_batch} images does not divide over {mesh.size} devices "
             f"x {accumulate} micro-batches. Use a multiple of {parts}."
         )

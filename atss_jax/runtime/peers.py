@@ -6,6 +6,7 @@ and says so when it fails, because a process in a collective with a dead one wai
 
 import difflib
 import hashlib
+import itertools
 import logging
 import os
 import sys
@@ -32,6 +33,8 @@ SILENT_SECONDS = 30.0
 NOTICE_SECONDS = 3.0
 """A failing process stays so long, for the others to read why."""
 PREFIX = "atss_jax/"
+_NUMBERS = itertools.count()
+"""Of the comparisons of this process: all processes make the same ones, and a key is set once."""
 RESTART_EXIT_CODE = 75
 """A process was lost: the same command goes on."""
 
@@ -64,16 +67,29 @@ def check_same(texts: Mapping[str, str], *, timeout: float = COMPARE_SECONDS) ->
       RuntimeError: a process did not come to the comparison.
     """
     if jax.process_count() > 1:
-        compare(client(), jax.process_index(), jax.process_count(), texts, timeout=timeout)
+        compare(
+            client(),
+            jax.process_index(),
+            jax.process_count(),
+            texts,
+            timeout=timeout,
+            number=next(_NUMBERS),
+        )
 
 
 def compare(
-    store: Any, index: int, count: int, texts: Mapping[str, str], *, timeout: float
+    store: Any,
+    index: int,
+    count: int,
+    texts: Mapping[str, str],
+    *,
+    timeout: float,
+    number: int = 0,
 ) -> None:
     """`check_same` over a key-value store, as process `index` of `count`."""
     milliseconds = int(timeout * 1000)
     for what, text in texts.items():
-        folder = f"{PREFIX}same/{what.replace(' ', '_')}/"
+        folder = f"{PREFIX}same/{what.replace(' ', '_')}/{number}/"
         store.key_value_set(f"{folder}{index}", text or " ")
         try:
             if index == 0:

@@ -22,6 +22,34 @@ class LossConfig(ConfigGroup, name="loss"):
     """Exponent of the focal loss."""
     normalizer: Literal["positives", "retinanet"] = "positives"
     """positives (ATSS, FCOS) or retinanet (positives + images; 4 x positives for boxes)."""
+    cls_loss: Literal["focal", "quality_focal", "varifocal"] = "focal"
+    """Classification: focal; quality_focal (GFL, arXiv 2006.04388) or varifocal (VarifocalNet,
+    arXiv 2008.13367), whose target is the IoU of the predicted box."""
+    quality_beta: Annotated[float, Range(1)] = 2.0
+    """quality_focal: exponent of the distance to the target (GFL Sec. 4)."""
+    varifocal_alpha: Annotated[float, Range(0)] = 0.75
+    """varifocal: weight of negatives (VarifocalNet Sec. 4)."""
+    varifocal_gamma: Annotated[float, Range(1)] = 2.0
+    """varifocal: exponent of negatives."""
+    box_weights: Literal["centerness", "score", "iou"] = "centerness"
+    """Weights of positives in the box loss: centerness targets (where the head has a centerness
+    branch, else none); score, the highest predicted class score (GFL); or iou, that of the
+    predicted box (VarifocalNet)."""
+    distribution_loss_weight: Annotated[float, Range(0)] = 0.25
+    """With model.side_bins: factor on the distribution focal loss of each side (GFL Sec. 4), which
+    is part of the box loss."""
+    first_box_loss_weight: Annotated[float, Range(0)] = 1.5
+    """With model.star_refinement: factor on the loss of the boxes before refinement (VarifocalNet
+    Sec. 3.4), which is part of the box loss."""
+
+    def check(self) -> None:
+        """Predicted weights come with the normaliser that sums them."""
+        if self.box_weights != "centerness" and self.normalizer != "positives":
+            raise UserError(
+                f"config.loss.box_weights={self.box_weights!r} with config.loss.normalizer="
+                f'{self.normalizer!r}: that has no weights. Set normalizer="positives", or '
+                'box_weights="centerness".'
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,8 @@ from atss_jax.models.normalization import Normalization
 from atss_jax.runtime import parallel
 from atss_jax.structures import Batch, Losses
 from atss_jax.training import optim
-from atss_jax.training.losses import LossSettings, count_normalizers
+from atss_jax.training.loss_counts import count_normalizers
+from atss_jax.training.losses import LossSettings
 from atss_jax.training.targets import assign_targets, predictions_of
 from atss_jax.typing import Array, Bool, Float, Int
 
@@ -139,8 +140,9 @@ def train_step(
 
     An assigner that looks at predictions is called inside the loss function. With micro-batches the
     counts of the whole batch must be known before any of their losses, so the network then runs
-    forward once more to get the targets. The alternative, gradients of the three unnormalised sums
-    apart from each other, takes two more backward passes, each dearer than one forward pass.
+    forward once more to get the targets, or the predicted weights of box losses. The alternative,
+    gradients of the unnormalised sums apart from each other, takes more backward passes, each
+    dearer than one forward pass.
 
     Args:
       settings: constants of the step.
@@ -173,18 +175,19 @@ def train_step(
         losses = settings.loss(outputs, targets, grid, norms)
         return losses.total, (losses, batch_stats)
 
+    def look_ahead(batch):
+        outputs, _ = _forward(settings, state.params, state.batch_stats, batch)
+        targets = assign(batch, None if is_static else outputs)
+        return targets, settings.loss.count(outputs, targets, grid)
+
     targets = norms = None
-    if is_static:
+    if count > 1 and not (is_static and settings.loss.has_fixed_counts):
+        targets, parts = jax.lax.map(look_ahead, _split(batch, count))
+        targets, norms = _join(targets), jax.tree.map(lambda x: jnp.sum(x, axis=0), parts)
+    elif is_static:
         targets = assign(batch)
-    elif count > 1:
-        targets = _join(
-            jax.lax.map(
-                lambda b: assign(b, _forward(settings, state.params, state.batch_stats, b)[0]),
-                _split(batch, count),
-            )
-        )
-    if targets is not None:
-        norms = count_normalizers(targets)
+        if settings.loss.has_fixed_counts:
+            norms = count_normalizers(targets)
 
     gradient_fn = jax.grad(loss_fn, has_aux=True)
     if count == 1:
@@ -195,7 +198,7 @@ def train_step(
         gradients, losses, batch_stats = _accumulate(
             gradient_fn, state, _split((batch, targets), count), norms
         )
-    return _update(settings, state, gradients, losses, batch_stats)
+    return update_state(settings, state, gradients, losses, batch_stats)
 
 
 def _forward(settings, params, batch_stats, batch):
@@ -246,8 +249,18 @@ def _accumulate(gradient_fn, state, micro_batches, norms):
     return gradients, losses._replace(num_positives=norms.num_positives), batch_stats
 
 
-def _update(settings, state, gradients, losses, batch_stats):
-    """The new state and the metrics of the old one."""
+def update_state(
+    settings: StepSettings, state: TrainState, gradients: Any, losses: Losses, batch_stats: Any
+) -> tuple[TrainState, StepMetrics]:
+    """The new state and the metrics of the old one.
+
+    Args:
+      settings: constants of the step.
+      state: before the update.
+      gradients: like its parameters.
+      losses: of the global batch.
+      batch_stats: the new statistics.
+    """
     grad_norm = optim.global_norm(gradients, settings.frozen)
     is_finite = jnp.isfinite(losses.total) & jnp.isfinite(grad_norm)
     updates, opt_state = settings.optimizer.update(

@@ -1,6 +1,6 @@
 r"""Health report of a detection set: what is in it, what is odd, what would be dropped.
 
-    python scripts/check_data.py --annotations=... --images=... --html=report.html
+    atss check --root=my_data --html=report.html
 
 Reads as training would under data.on_error="skip", decodes every image of a small set (--decode:
 of any), and prints counts, sizes, bucket shares and padding, box sizes and every kind of oddity.
@@ -11,8 +11,7 @@ of any), and prints counts, sizes, bucket shares and padding, box sizes and ever
 import argparse
 import base64
 import html
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -22,8 +21,9 @@ from atss_jax.data import batch_rows
 from atss_jax.data.batch_plan import choose_bucket
 from atss_jax.data.dataset import DetectionDataset, Finding
 from atss_jax.data.images import resized_size
+from atss_jax.data.plausibility import compare
 from atss_jax.drawing.palette import class_color
-from browse_data import DEFAULT_BUCKETS, add_source_arguments, load, parse_buckets
+from atss_jax.run.browse_data import DEFAULT_BUCKETS, add_source_arguments, load, parse_buckets
 
 SMALL, MEDIUM = 32**2, 96**2
 """COCO's limits of small and medium areas, px^2."""
@@ -51,7 +51,7 @@ def report(dataset: DetectionDataset, args: argparse.Namespace) -> list[str]:
         f"annotations: {len(a.id)} good of {health.num_annotations}, of them "
         f"{int(a.is_crowd.sum())} crowds",
         f"images without training boxes: {int((dataset.num_boxes == 0).sum())}",
-        f"boxes an image, least / quarters / most: {percentiles(dataset.num_boxes)}",
+        f"boxes per image, least / quarters / most: {percentiles(dataset.num_boxes)}",
         f"short sides: {percentiles(np.minimum(height, width))}",
         f"long sides: {percentiles(np.maximum(height, width))}",
         f"aspect ratios w/h: {percentiles(width / height)}",
@@ -74,6 +74,8 @@ def report(dataset: DetectionDataset, args: argparse.Namespace) -> list[str]:
     for title, found in (("odd, kept", health.odd), ("bad, dropped", health.bad)):
         lines.append(f"{title}: {sum(found.values())}")
         lines += [f"  {kind}: {count}" for kind, count in sorted(found.items())]
+    kinds = {finding.kind: finding.message for finding in reversed(health.odd_examples)}
+    lines += [f"such as {kind}: {message}" for kind, message in sorted(kinds.items())]
     return lines
 
 
@@ -161,10 +163,10 @@ def figures(
     return result
 
 
-def main() -> int:
-    """Reads, prints, writes the page; returns the exit status."""
+def main(arguments: Sequence[str]) -> int:
+    """Reads, prints, writes the page; returns the exit code."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="atss check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_source_arguments(parser)
     parser.set_defaults(on_error="skip", max_bad_fraction=1.0)
@@ -173,11 +175,14 @@ def main() -> int:
     parser.add_argument("--buckets", type=parse_buckets, default=parse_buckets(DEFAULT_BUCKETS))
     parser.add_argument("--short_side", type=int, default=800)
     parser.add_argument("--max_long_side", type=int, default=1333)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     dataset = load(args)
     if args.decode:
         decode_all(dataset)
     lines = report(dataset, args)
+    if args.root and args.split == "train":
+        args.split = "val"
+        lines += ["train and val:", *(f"  {line}" for line in compare(dataset, load(args)))]
     print("\n".join(lines))
     for finding in dataset.health.bad_examples[:20]:
         print(f"bad: {finding.message}")
@@ -186,10 +191,3 @@ def main() -> int:
             file.write(html_page(dataset, lines))
         print(f"page with thumbnails: {args.html}")
     return 1 if dataset.health.bad else 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")

@@ -1,25 +1,27 @@
 r"""A contact sheet of augmented training batches, as the network sees them.
 
-    python scripts/browse_data.py --annotations=... --images=... --out=sheet.png \
+    atss browse --root=my_data --out=sheet.png \
       --buckets=256x320,320x256 --short_sides=200-240 --max_long_side=320 \
       --augmentations "flip(0.5)" "color_jitter(0.2)"
 
 Each tile is one row of a batch: padding black, ground truth in the colour of its class, the id of
-the image above. Prepared sets are read with --data_dir, --name and --split instead.
+the image above. One COCO file is read with --annotations and
+--images, prepared sets with --data_dir, --name and --split instead.
 """
 
 import argparse
-import sys
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
 from atss_jax.data import loader
 from atss_jax.data.batch_plan import BatchPlan
-from atss_jax.data.coco import load_coco
-from atss_jax.data.dataset import EXIF_POLICIES, ON_ERROR, DetectionDataset
-from atss_jax.data.tfds_builders import load_tfds
+from atss_jax.data.config import DataConfig
+from atss_jax.data.dataset import DetectionDataset
+from atss_jax.data.sources import load_split
 from atss_jax.drawing import visualize
+from atss_jax.errors import UserError
 from atss_jax.structures import Batch
 
 DEFAULT_BUCKETS = "800x1088,800x1216,800x1344,1088x800,1216x800,1344x800"
@@ -27,28 +29,38 @@ DEFAULT_BUCKETS = "800x1088,800x1216,800x1344,1088x800,1216x800,1344x800"
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Where the data is."""
-    parser.add_argument("--annotations", default="", help="COCO-format JSON file")
+    parser.add_argument("--root", default="", help="folder of a set in any known layout")
+    parser.add_argument("--annotations", default="", help="COCO-format JSON file, instead")
     parser.add_argument("--images", default="", help="folder that its file names start from")
     parser.add_argument("--data_dir", default="", help="folder of prepared sets, instead")
     parser.add_argument("--name", default="data", help="of the prepared set")
-    parser.add_argument("--split", default="train", help="of the prepared set")
-    parser.add_argument("--on_error", default="strict", choices=ON_ERROR)
+    parser.add_argument("--split", default="train", help="of --root (train, val), or prepared")
+    parser.add_argument("--on_error", default="strict", help="strict or skip")
     parser.add_argument("--max_bad_fraction", type=float, default=0.01)
-    parser.add_argument("--exif", default="ignore", choices=EXIF_POLICIES)
+    parser.add_argument("--exif", default="ignore", help="ignore, apply or error")
 
 
 def load(args: argparse.Namespace) -> DetectionDataset:
     """The data set of the command line."""
-    checks = {
-        "on_error": args.on_error,
-        "max_bad_fraction": args.max_bad_fraction,
-        "exif": args.exif,
-    }
-    if args.data_dir:
-        return load_tfds(args.name, args.split, args.data_dir, **checks)
-    if not (args.annotations and args.images):
-        raise ValueError("give --annotations and --images, or --data_dir, --name and --split.")
-    return load_coco(args.annotations, args.images, name=args.name, **checks)
+    is_there = args.root or args.data_dir or (args.annotations and args.images)
+    if not is_there:
+        raise UserError(
+            "give --root, or --annotations and --images, or --data_dir, --name and --split."
+        )
+    is_val = args.split in ("val", "valid", "validation")
+    config = DataConfig(
+        root=args.root,
+        source="array_record" if args.data_dir else "coco_json",
+        name=args.name,
+        data_dir=args.data_dir,
+        train_split=args.split,
+        train_annotations=args.annotations,
+        train_images=args.images,
+        on_error=args.on_error,
+        max_bad_fraction=args.max_bad_fraction,
+        exif=args.exif,
+    )
+    return load_split(config, "val" if args.root and is_val else "train")
 
 
 def parse_buckets(text: str) -> tuple[tuple[int, int], ...]:
@@ -82,10 +94,12 @@ def draw_row(dataset: DetectionDataset, batch: Batch, row: int, width: int) -> n
     return visualize.with_title(tile, about)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="atss browse",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_source_arguments(parser)
     parser.add_argument("--out", default="batches.png", help="picture to write")
@@ -100,12 +114,12 @@ def parse_args() -> argparse.Namespace:
         "--augmentations", nargs="*", default=("flip(0.5)",), help='as in "flip(0.5)" "mosaic(1)"'
     )
     parser.add_argument("--tile_width", type=int, default=360)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-def main() -> None:
-    """Draws the sheet."""
-    args = parse_args()
+def main(arguments: Sequence[str]) -> int:
+    """Draws the sheet; returns the exit code."""
+    args = parse_args(arguments)
     dataset = load(args)
     plan = BatchPlan(
         dataset.sizes,
@@ -122,10 +136,4 @@ def main() -> None:
         tiles += [draw_row(dataset, batch, row, args.tile_width) for row in range(args.batch_size)]
     visualize.save_image(args.out, visualize.contact_sheet(tiles, columns=args.batch_size))
     print(f"{args.batches} batches of {args.batch_size} images drawn in {args.out}")
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    return 0

@@ -1,0 +1,237 @@
+"""The console command: `atss train FOLDER`, `atss eval WORKDIR`, `atss config lr`, ...
+
+Thin over `atss_jax.main` and the tools of `run/`: every command becomes the flags of the one or
+the arguments of the other. Nothing here imports JAX, so the first line is on the screen at once.
+"""
+
+import argparse
+import fnmatch
+import importlib
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import atss_jax
+from atss_jax.errors import UserError
+from atss_jax.run.recipe_io import default_workdir
+
+EXAMPLES = """\
+examples:
+  atss train photos                         learn from a folder of images and labels
+  atss train photos --optim.num_epochs=50   with a field of the recipe
+  atss train --config=quickstart            a recipe that brings its own data
+  atss eval workdirs/photos                 AP of the newest checkpoint
+  atss predict workdirs/photos new/*.jpg    draw and list detections
+  atss export workdirs/photos               one file that runs without this package
+  atss report workdirs/photos               one HTML page about the run
+  atss check photos                         what is in the data, and what is odd
+  atss config rate                          fields whose name or meaning has "rate"
+
+`atss COMMAND --help` shows the arguments of one command. Every field of the recipe can be given to
+train, eval, predict, export and describe as --group.field=value; `atss config` lists them.
+"""
+
+
+class Mode(NamedTuple):
+    """A command that is a mode of `atss_jax.main`."""
+
+    name: str
+    help: str
+    arguments: tuple[str, ...]
+    """Positional ones, in order; a "?" at the end of a name makes it optional."""
+
+
+MODES = {
+    "train": Mode("train_and_eval", "train on a folder, or on a recipe's data", ("folder?",)),
+    "eval": Mode("eval", "average precision of a run's checkpoint", ("workdir",)),
+    "predict": Mode("predict", "detections in images or videos", ("workdir", "input")),
+    "export": Mode("export", "a file that runs without this package", ("workdir",)),
+    "describe": Mode("describe", "parameters, sizes and memory before training", ("folder?",)),
+    "selftest": Mode("selftest", "check the numbers of this machine", ()),
+}
+
+TOOLS = {
+    "report": ("atss_jax.run.report", "one HTML page about a run"),
+    "check": ("atss_jax.run.check_data", "what is in a data set, and what is odd"),
+    "browse": ("atss_jax.run.browse_data", "draw training batches as the network sees them"),
+}
+"""Command -> module with `main(arguments) -> exit code`, and what it is for."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code.
+
+    Args:
+      arguments: without the program's name; None for those of the process.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = arguments[0] if arguments else "--help"
+    try:
+        if command in TOOLS:
+            module = importlib.import_module(TOOLS[command][0])
+            return module.main(_with_root(command, arguments[1:]))
+        if command in MODES:
+            flags = main_flags(command, arguments[1:])
+            from atss_jax.main import run_from_command_line  # the flags' library, 1 s
+
+            run_from_command_line(flags)
+            return 0
+        parser = _parser()
+        parsed = parser.parse_args(arguments)
+        if parsed.command == "config":
+            print(describe_fields(parsed.pattern, shutil.get_terminal_size().columns))
+        else:
+            parser.print_help()
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run() -> None:
+    """Entry point of the installed command."""
+    sys.exit(main())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="atss",
+        description="Object detectors with adaptive training sample selection (ATSS), in JAX.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"atss_jax {atss_jax.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, mode in MODES.items():
+        commands.add_parser(name, help=mode.help)
+    for name, (_, text) in TOOLS.items():
+        commands.add_parser(name, help=text)
+    fields = commands.add_parser("config", help="fields of the recipe: default, values, meaning")
+    fields.add_argument("pattern", nargs="?", default="", help='word, or a pattern like "optim.*"')
+    return parser
+
+
+def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
+    """The flags of `atss_jax.main` for a command, and the first line on the screen.
+
+    Args:
+      command: a key of `MODES`.
+      arguments: positional ones, --config, --workdir, and fields as --group.field=value.
+
+    Raises:
+      UserError: an argument is missing, or one too many.
+    """
+    mode = MODES[command]
+    parser = argparse.ArgumentParser(
+        prog=f"atss {command}",
+        description=mode.help,
+        epilog="Fields of the recipe: --group.field=value; `atss config` lists them.",
+        allow_abbrev=False,
+    )
+    for argument in mode.arguments:
+        many = "?" if argument.endswith("?") else "+" if argument == "input" else None
+        parser.add_argument(argument.rstrip("?"), nargs=many)
+    if mode.arguments[:1] != ("workdir",):
+        parser.add_argument("--config", help="recipe: a name, or a path; see docs/recipes.md")
+        parser.add_argument("--workdir", help="folder of the run; default: workdirs/NAME")
+    given, rest = parser.parse_known_args(list(arguments))
+    flags = [f"--mode={mode.name}", *map(_with_group, rest)]
+    folder = getattr(given, "folder", None)
+    config = getattr(given, "config", None)
+    workdir = given.workdir if hasattr(given, "workdir") else None
+    if command == "describe" and folder and (Path(folder) / "config.json").exists():
+        workdir, folder = folder, None  # of a run
+    if folder is not None:
+        flags += [f"--config.data.root={folder}", *_automatic(flags)]
+        config = config or "coco_json"
+    if command == "train":
+        if config is None:
+            raise UserError("atss train: give a folder of data, or --config=RECIPE; see --help.")
+        workdir = workdir or str(default_workdir(folder or config))
+        print(f"atss_jax {atss_jax.__version__}: {folder or config} -> {workdir}", flush=True)
+    if command == "describe" and config is None and workdir is None:
+        raise UserError("atss describe: give a folder (of data or of a run), or --config=RECIPE.")
+    if config is not None:
+        flags.append(f"--config={config}")
+    if workdir is not None:
+        flags.append(f"--workdir={workdir}")
+    if command == "predict":
+        if len(given.input) > 1:
+            raise UserError(
+                f"atss predict: {len(given.input)} inputs. Give one image, folder, video, or a "
+                'pattern in quotes, as in "new/*.jpg".'
+            )
+        flags.append(f"--config.predict.input={given.input[0]}")
+    return flags
+
+
+def _with_root(command: str, arguments: Sequence[str]) -> list[str]:
+    """Arguments of a tool; the first word after check and browse is their folder."""
+    first, *rest = arguments or [""]
+    if command in ("check", "browse") and first and not first.startswith("-"):
+        return [f"--root={first}", *rest]
+    return list(arguments)
+
+
+def _automatic(flags: Sequence[str]) -> list[str]:
+    """What follows from the data of a folder, unless it is given."""
+    given = {flag.removeprefix("--config.data.").partition("=")[0] for flag in flags}
+    chosen = []
+    if not given & {"image_size", "short_side", "train_short_sides", "max_long_side", "buckets"}:
+        chosen.append("--config.data.image_size=auto")
+    if "max_boxes" not in given:
+        chosen.append("--config.data.max_boxes=auto")
+    return chosen
+
+
+def _with_group(flag: str) -> str:
+    """`--optim.x=1` -> `--config.optim.x=1`; anything else as it is.
+
+    >>> _with_group("--optim.num_steps=5"), _with_group("--lr=1")
+    ('--config.optim.num_steps=5', '--lr=1')
+    """
+    return re.sub(r"^--(no)?(?!config\.)(?=\w+\.\w)", lambda m: f"--{m[1] or ''}config.", flag)
+
+
+def describe_fields(pattern: str, width: int) -> str:
+    """The fields of the recipe that match, with default, allowed values and meaning.
+
+    Args:
+      pattern: "" for all; a pattern over "group.field"; or words, each in the name or the meaning.
+        A word that other trainers use finds the field that it is here.
+      width: of a line, characters.
+
+    Raises:
+      UserError: no field matches.
+    """
+    from atss_jax.config import field_infos
+    from atss_jax.run.recipe_io import GROUPS, SYNONYMS, WITHOUT_FIELD
+
+    entries = []
+    wanted = SYNONYMS.get(pattern, pattern)
+    for group in GROUPS.values():
+        for info in field_infos(group):
+            name = f"{info.group}.{info.name}"
+            text = f"{name} {info.description}".lower()
+            is_named = fnmatch.fnmatch(name, wanted) or name == wanted
+            if is_named or all(word in text for word in wanted.lower().split()):
+                entries.append((name, info))
+    if not entries:
+        hint = WITHOUT_FIELD.get(pattern, "`atss config` lists all.")
+        raise UserError(f"atss config: no field matches {pattern!r}. {hint}")
+    lines = []
+    for name, info in entries:
+        lines += textwrap.wrap(
+            f"{name} = {info.default!r}  ({info.type})", width, subsequent_indent="    "
+        )
+        meaning = " ".join(info.description.split())
+        lines += textwrap.wrap(meaning, width, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run()

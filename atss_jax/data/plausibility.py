@@ -1,0 +1,149 @@
+"""What a run is about to learn from, in at most 15 lines: said at every start.
+
+Everything here is known when the sets have been read; no image is decoded for it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from atss_jax.data.dataset import DetectionDataset
+
+MAX_LINES = 15
+LINE_CHARACTERS = 160
+MIN_EXPECTED = 20
+"""A class share is compared where as many objects would be expected in validation."""
+WILD_FACTOR = 3.0
+"""Class shares of train and val that differ by more are named."""
+_HARMLESS = ("image_without_boxes", "annotation_id_missing", "annotation_id_zero", "area_missing")
+"""Kinds of oddities that come last."""
+
+
+def start_report(
+    train: DetectionDataset, val: DetectionDataset | None = None, padding: float | None = None
+) -> list[str]:
+    """The lines to print before training.
+
+    Args:
+      train: training set.
+      val: validation set, None where there is none.
+      padding: padded over content pixels of the plan, minus 1.
+    """
+    sets = [train] if val is None else [train, val]
+    head = [_about(dataset) for dataset in sets]
+    head.append(_classes(train, val))
+    if padding is not None:
+        head.append(f"padding: {100 * padding:.1f} % extra pixels")
+    if val is not None:
+        head += compare(train, val)
+    rest = [line for dataset in sets for line in _dropped(dataset)]
+    rest += _odd_lines(sets)
+    if len(head) + len(rest) > MAX_LINES:
+        shown = MAX_LINES - len(head) - 1
+        rest = [*rest[:shown], f"and {len(rest) - shown} more kinds: `atss check` lists them"]
+    return [_cut(line) for line in head + rest]
+
+
+def compare(train: DetectionDataset, val: DetectionDataset) -> list[str]:
+    """What is wrong between the sets: shared files, class shares, classes nobody has."""
+    lines = []
+    if train.digests is not None and val.digests is not None:
+        shared = np.flatnonzero(np.isin(val.digests, train.digests))
+        if len(shared):
+            other = int(np.flatnonzero(train.digests == val.digests[shared[0]])[0])
+            lines.append(
+                f"! {len(shared)} of {val.num_records} val images are in train, so that AP is too "
+                f"high: {val.describe(shared[0])} is {train.describe(other)}"
+            )
+    if train.class_names != val.class_names:
+        return lines
+    counts = [class_counts(dataset) for dataset in (train, val)]
+    empty = [n for n in range(len(train.class_names)) if not counts[0][n] + counts[1][n]]
+    if empty:
+        names = ", ".join(f"{train.class_names[n]} (id {train.category_id(n)})" for n in empty)
+        lines.append(f"no box in train or val has the class: {names}")
+    only_val = [n for n in range(len(counts[0])) if counts[1][n] and not counts[0][n]]
+    if only_val:
+        names = ", ".join(train.class_names[n] for n in only_val)
+        lines.append(f"! in val and never in train: {names}")
+    shares = [c / max(1, c.sum()) for c in counts]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.maximum(shares[0] / shares[1], shares[1] / shares[0])
+    expected = np.maximum(shares[0], shares[1]) * counts[1].sum()
+    wild = np.flatnonzero((ratio > WILD_FACTOR) & (expected >= MIN_EXPECTED) & (counts[0] > 0))
+    if len(wild):
+        parts = [
+            f"{train.class_names[n]} {shares[0][n]:.1%} of train, {shares[1][n]:.1%} of val"
+            for n in wild.tolist()
+        ]
+        lines.append(f"! class shares differ: {', '.join(parts)}")
+    return lines
+
+
+def class_counts(dataset: DetectionDataset) -> np.ndarray:
+    """Objects by dense label, crowds left out: int [C]."""
+    a = dataset.annotations
+    labels = np.searchsorted(dataset.category_ids, a.category_id[~a.is_crowd])
+    return np.bincount(labels, minlength=len(dataset.class_names))
+
+
+def _about(dataset: DetectionDataset) -> str:
+    a = dataset.annotations
+    empty = int((~dataset.has_objects).sum())
+    sides = np.sqrt(np.prod(a.xywh[:, 2:], axis=1)[~a.is_crowd])
+    low, middle, high = np.percentile(dataset.sizes[:, ::-1], [0, 50, 100], axis=0).astype(int)
+    text = f"{dataset.name}: {dataset.num_records} images"
+    text += f" ({empty} without objects)" if empty else ""
+    text += f", {int((~a.is_crowd).sum())} objects"
+    text += f", {int(a.is_crowd.sum())} crowds" if a.is_crowd.any() else ""
+    same = (low == high).all()
+    text += f"; {middle[0]}x{middle[1]} px" if same else f"; {_range(low, middle, high)} px"
+    if len(sides):
+        least, half, most = np.percentile(sides, [5, 50, 95])
+        text += f"; box sides {least:.0f} / {half:.0f} / {most:.0f} px (5, 50, 95 %)"
+    return text
+
+
+def _range(low: np.ndarray, middle: np.ndarray, high: np.ndarray) -> str:
+    return " / ".join(f"{w}x{h}" for w, h in (low, middle, high))
+
+
+def _classes(train: DetectionDataset, val: DetectionDataset | None) -> str:
+    counts = class_counts(train)
+    more = None
+    if val is not None and val.class_names == train.class_names:
+        more = class_counts(val)
+    parts = []
+    for n in np.argsort(-counts, kind="stable").tolist():
+        text = f"{train.class_names[n]} {counts[n]}"
+        parts.append(text if more is None else f"{text} (val {more[n]})")
+    line = f"{len(parts)} classes: "
+    for place, part in enumerate(parts):
+        if len(line) + len(part) > LINE_CHARACTERS - 20:
+            return f"{line}and {len(parts) - place} more"
+        line += part + (", " if place + 1 < len(parts) else "")
+    return line
+
+
+def _dropped(dataset: DetectionDataset) -> list[str]:
+    lines = []
+    for kind, count in sorted(dataset.health.bad.items()):
+        example = next(f for f in dataset.health.bad_examples if f.kind == kind)
+        lines.append(f"! dropped {count} {kind} in {dataset.name}, such as {example.message}")
+    return lines
+
+
+def _odd_lines(sets: Sequence[DetectionDataset]) -> list[str]:
+    """A line for each kind: how many in each set, and the first example."""
+    lines = {}
+    kinds = {kind for dataset in sets for kind in dataset.health.odd}
+    for kind in sorted(kinds, key=lambda k: (k in _HARMLESS, k != "boxes_as_corners", k)):
+        counts = " + ".join(str(dataset.health.odd[kind]) for dataset in sets)
+        examples = [f for dataset in sets for f in dataset.health.odd_examples if f.kind == kind]
+        mark = "! " if kind in ("boxes_as_corners", "image_turned", "box_normalised") else ""
+        lines[kind] = f"{mark}odd, kept: {counts} {kind}, such as {examples[0].message}"
+    return list(lines.values())
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= LINE_CHARACTERS * 2 else line[: LINE_CHARACTERS * 2 - 3] + "..."

@@ -1,0 +1,86 @@
+"""From the recipe's fields to a data set: the one place that knows every source."""
+
+import logging
+import os
+
+from atss_jax.data import coco, voc, yolo
+from atss_jax.data.config import DataConfig
+from atss_jax.data.content import make_dataset, take_share
+from atss_jax.data.dataset import DetectionDataset
+from atss_jax.data.layouts import SplitSource, find_layout
+from atss_jax.errors import UserError
+
+
+def load_split(
+    config: DataConfig, split: str, *, without_annotations: bool = False
+) -> DetectionDataset:
+    """The "train" or "val" set of a recipe.
+
+    Args:
+      config: group "data".
+      split: "train" or "val".
+      without_annotations: a COCO file may lack its list of annotations, as test-dev's does.
+
+    Raises:
+      ValueError, FileNotFoundError: missing or malformed data.
+    """
+    where = config.split(split)
+    if config.root:
+        layout = find_layout(config.root, config.val_fraction)
+        logging.info("data.root=%s: %s", config.root, layout)
+        name = os.path.basename(os.path.abspath(config.root))
+        source = layout.train if split == "train" else layout.val
+        return load_source(
+            source,
+            name=f"{name}/{split}",
+            config=config,
+            without_annotations=without_annotations,
+        )
+    if config.source == "coco_json":
+        for field, value in (("annotations", where.annotations), ("images", where.images)):
+            if not value:
+                raise UserError(
+                    f"config.data.{split}_{field} is empty. Give the folder of your data with "
+                    f"--config.data.root=..., or the path with --config.data.{split}_{field}=..."
+                )
+        source = SplitSource("coco", where.annotations, where.images)
+        return load_source(
+            source,
+            name=f"{config.name}/{split}",
+            config=config,
+            without_annotations=without_annotations,
+        )
+    from atss_jax.data import tfds_builders  # slow to import: only where it is used
+
+    return tfds_builders.load_tfds(config.name, where.split, config.data_dir, config)
+
+
+def load_source(
+    source: SplitSource, *, name: str, config: DataConfig, without_annotations: bool = False
+) -> DetectionDataset:
+    """A split that `find_layout` found.
+
+    Args:
+      source: where it is.
+      name: of the set, for messages.
+      config: what is done with bad records, EXIF orientations, large images and odd paths.
+      without_annotations: a COCO file may lack its list of annotations.
+
+    Raises:
+      ValueError, FileNotFoundError: missing or malformed data.
+    """
+    if source.kind == "coco":
+        content = coco.read_content(
+            source.annotations, source.images, without_annotations=without_annotations
+        )
+    elif source.kind == "yolo":
+        content = yolo.read_content(source.annotations, source.names)
+    else:
+        content = voc.read_content(source.annotations, source.images, source.names)
+    part = take_share(content, source.share)
+    if content.images and not part.images:
+        raise UserError(
+            f"{content.path}: data.val_fraction={config.val_fraction} leaves no image for {name}. "
+            "Choose another."
+        )
+    return make_dataset(part, name=name, config=config)

@@ -1,0 +1,139 @@
+"""Pascal VOC sets: one XML file for each image, lists of names in `ImageSets/Main`.
+
+Coordinates count pixels from 1, and both ends belong to the box, as Pascal VOC defines them; in a
+set that has fractions or values below 1 they are continuous, from 0. "difficult" objects are
+treated as COCO's crowds: neither trained on nor counted as missed.
+"""
+
+import os
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+from atss_jax.data.content import Content
+from atss_jax.data.dataset import Finding
+from atss_jax.data.media import IMAGE_SUFFIXES
+from atss_jax.errors import UserError
+
+
+class _Object(NamedTuple):
+    """An object of an XML file."""
+
+    name: str
+    corners: tuple[float, float, float, float]
+    """xmin, ymin, xmax, ymax as written."""
+    is_difficult: bool
+
+
+class _Page(NamedTuple):
+    """An XML file."""
+
+    file_name: str
+    size: tuple[int, int] | None
+    """(h, w)."""
+    objects: list[_Object]
+    errors: list[str]
+
+
+def read_content(annotations: str, images: str, names: str) -> Content:
+    """A split of a Pascal VOC set.
+
+    Args:
+      annotations: folder of XML files.
+      images: folder of the images.
+      names: file with the name of one image a line; "" for all XML files.
+
+    Raises:
+      UserError: a list that is empty, or no XML file.
+    """
+    stems = sorted(p.stem for p in Path(annotations).iterdir() if p.suffix.lower() == ".xml")
+    if not stems:
+        raise UserError(f"{annotations}: no XML file there.")
+    pages, bad_images = {}, []
+    for stem in stems:
+        try:
+            pages[stem] = _read_page(Path(annotations) / f"{stem}.xml")
+        except (ElementTree.ParseError, OSError, ValueError) as error:
+            pages[stem] = f"{annotations}/{stem}.xml: not an XML file ({error})"
+    good = [page for page in pages.values() if isinstance(page, _Page)]
+    every = [o.corners for page in good for o in page.objects]
+    is_continuous = any(min(c) < 1 or any(v % 1 for v in c) for c in every)
+    categories = sorted({o.name for page in good for o in page.objects})
+    id_of = {name: n for n, name in enumerate(categories, 1)}
+    wanted = _read_names(names) if names else stems
+    files = defaultdict(list)
+    for file in os.listdir(images):
+        if file.lower().endswith(IMAGE_SUFFIXES):
+            files[os.path.splitext(file)[0]].append(file)
+    entries, boxes, bad = [], [], []
+    for stem in wanted:
+        page = pages.get(stem, f"{annotations}/{stem}.xml: no such file")
+        if isinstance(page, str):
+            bad_images.append(Finding("image_xml", page, stem))
+            continue
+        options = files.get(stem) or [page.file_name or f"{stem}.jpg"]
+        name = page.file_name if page.file_name in options else options[0]
+        height, width = page.size or (None, None)
+        entries.append({"id": name, "file_name": name, "height": height, "width": width})
+        about = f"{annotations}/{stem}.xml"
+        bad += [Finding("object_xml", f"{about}: {error}", name) for error in page.errors]
+        for n, (kind, corners, is_difficult) in enumerate(page.objects, 1):
+            x1, y1, x2, y2 = corners
+            box = [x1, y1, x2 - x1, y2 - y1]
+            if not is_continuous:
+                box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
+            boxes.append(
+                {
+                    "id": f"{stem}.xml:{n}",
+                    "image_id": name,
+                    "category_id": id_of[kind],
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": int(is_difficult),
+                }
+            )
+    difficult = sum(box["iscrowd"] for box in boxes)
+    odd = [Finding("voc_continuous", "coordinates count from 0: fractions or values below 1")]
+    odd = (
+        odd * is_continuous
+        + [Finding("voc_difficult", 'a "difficult" object is treated as a crowd')] * difficult
+    )
+    listed = [{"id": id_, "name": name} for name, id_ in id_of.items()]
+    where = names or annotations
+    return Content(
+        where, images, entries, boxes, listed, bad_annotations=bad, bad_images=bad_images, odd=odd
+    )
+
+
+def _read_names(path: str) -> list[str]:
+    """Names of a list; a second column, as the lists of one class have, is not read."""
+    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    names = [line.split()[0] for line in lines if line.strip()]
+    if not names:
+        raise UserError(f"{path}: the list is empty.")
+    return list(dict.fromkeys(names))
+
+
+def _read_page(path: Path) -> _Page:
+    root = ElementTree.parse(path).getroot()
+    size = None
+    height, width = (root.findtext(f"size/{side}") for side in ("height", "width"))
+    if height and width and int(float(height)) > 0 and int(float(width)) > 0:
+        size = (int(float(height)), int(float(width)))
+    objects, errors = [], []
+    for n, element in enumerate(root.iter("object"), 1):
+        words = [element.findtext(f"bndbox/{c}") for c in ("xmin", "ymin", "xmax", "ymax")]
+        name = (element.findtext("name") or "").strip()
+        try:
+            x1, y1, x2, y2 = (float(word or "") for word in words)
+        except ValueError:
+            errors.append(f"object {n}: bndbox {words} is not four numbers")
+            continue
+        if not name:
+            errors.append(f"object {n}: no name")
+            continue
+        is_difficult = (element.findtext("difficult") or "0").strip() == "1"
+        objects.append(_Object(name, (x1, y1, x2, y2), is_difficult))
+    file_name = os.path.basename((root.findtext("filename") or "").strip().replace("\\", "/"))
+    return _Page(file_name, size, objects, errors)

@@ -1,0 +1,147 @@
+"""scripts/aot_report.py: figures of a stored program, and of parts that are really compiled."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import aot_costs
+import aot_report
+import aot_topology
+import hlo_text
+from atss_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+EXCERPT = Path(__file__).with_name("compiled_excerpt.hlo").read_text()
+
+
+@pytest.fixture(scope="module")
+def program():
+    return hlo_text.parse(EXCERPT)
+
+
+def figures(**changes):
+    report = {"topology": "v5e:2x2", "per_device": 2, "peak_memory_mib": 16e9 / 2**21} | changes
+    analysis = {"flops": 3e6, "bytes accessed": 819e6}
+    return aot_report.program_figures(EXCERPT, report, analysis, 1.5e6)
+
+
+def test_instructions_and_source_lines(program):
+    entry = {i.name: i for i in program.computations[program.entry]}
+    assert program.entry == "main"
+    assert entry["fusion.1"].operands == ("a", "k")
+    assert entry["fusion.1"].cycles == 3000
+    assert entry["out"].cycles is None
+    assert program.source(entry["fusion.1"]) == "models/layers.py:45"
+    assert program.source(entry["fusion.3"]) == ""  # a stack without a file of ours
+    assert program.trip_count(entry["while.1"]) == 9
+    assert [a.shape for a in entry["s"].results] == [(), (2, 8, 8, 3)]
+
+
+def test_padding_rounds_the_two_fastest_dimensions_up():
+    array = hlo_text.Array("bf16", (2, 8, 8, 3), (3, 2, 1, 0), (8, 128))
+    assert array.num_bytes == 2 * 2 * 8 * 8 * 3
+    assert array.padded_bytes == 2 * 2 * 8 * 8 * 128
+    array = hlo_text.Array("f32", (8, 300), (0, 1), (8, 128))  # 8 lanes of 128, 300 -> 304 rows
+    assert array.padded_bytes == 4 * 128 * 304
+
+
+def test_times_by_kind_and_part():
+    found = figures()
+    milliseconds = 1e3 / 1.5e9
+    assert found["modelled_ms"] == pytest.approx(20_000 * milliseconds)  # 3 + 6 + 2 + 9 x 1
+    assert found["data_movement_share"] == pytest.approx(2 / 20)
+    assert found["ms_by_kind"] == pytest.approx(
+        {k: v * milliseconds for k, v in
+         {"convolution": 9000, "data movement": 2000, "element-wise": 9000}.items()}
+    )  # fmt: skip
+    assert found["ms_by_part"]["class tower"]["forward"] == pytest.approx(3000 * milliseconds)
+    assert found["ms_by_part"]["C3"]["backward"] == pytest.approx(6000 * milliseconds)
+    assert found["ms_by_part"]["losses"]["forward"] == pytest.approx(9000 * milliseconds)
+    assert found["largest"][0]["runs"] == 9
+    assert found["mfu"] == pytest.approx(1.5e6 / (found["modelled_ms"] / 1e3 * 197e12))
+    assert found["mfu_compiler"] == pytest.approx(2 * found["mfu"])
+    assert found["without_estimate"] == 2  # the copy at the end and the all-reduce
+    assert found["memory_share"] == pytest.approx(0.5)
+    assert found["bound_ms_by_bytes"] == pytest.approx(1.0)
+
+
+def test_collectives_convolutions_and_loops(program):
+    found = figures()
+    assert [(c["type"], c["mib"]) for c in found["collectives"]] == [
+        ("bf16", 9 * 256 * 256 * 2 / 2**20),
+        ("f32", 256 * 4 / 2**20),
+    ]
+    assert found["convolutions"] == {
+        "by_type": {"convolution bf16 x bf16 -> bf16": 2},
+        "rewritten_space_to_batch": 1,
+    }
+    assert found["loops"] == [{"trip_count": 9, "source": "training/losses.py:72"}]
+    assert aot_costs.scheduled(program)[0].part == "class tower"
+
+
+def test_gpu_programs_have_no_times():
+    assert figures(topology="h100:8")["modelled_ms"] is None
+
+
+def test_diff_names_what_changed_and_what_is_not_comparable():
+    shared = {"part": "train", "bucket": [800, 1344], "per_device": 2, "dtype": "bfloat16"}
+    shared |= {"fsdp": False, "versions": {"jax": "1"}, "memory_mib": {"temp": 100.0}}
+    before = {"topology": "v5e:2x2", "peak_memory_mib": 200.0} | shared | figures()
+    after = before | {"peak_memory_mib": 100.0, "topology": "v6e:2x2"}
+    text = aot_report.diff(before, after)
+    assert "not the same topology: v5e:2x2 and v6e:2x2" in text
+    row = next(line for line in text.splitlines() if line.startswith("peak_memory_mib"))
+    assert row.split()[1:] == ["200", "100", "-50.0%"]
+
+
+@pytest.mark.parametrize("topology", ["v5e", "v5e:4", "h100", "h100:0", "tpu:2x2", "cpu:2"])
+def test_unknown_topologies_are_refused(topology):
+    with pytest.raises(UserError, match="use a TPU slice"):
+        aot_topology.split_topology(topology)
+
+
+def test_missing_compilers_are_named(monkeypatch):
+    monkeypatch.setattr(aot_topology, "_is_installed", lambda name: False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    with pytest.raises(UserError, match=r"libtpu, is not installed.*tpu-aot"):
+        aot_topology.prepare_environment("v5e:2x2")
+    with pytest.raises(UserError, match=r"GPU compiler is not installed.*cuda12"):
+        aot_topology.prepare_environment("h100:8")
+
+
+def report(tmp_path, *options):
+    """The figures of a small part, compiled in a process of its own."""
+    file = tmp_path / "report.json"
+    subprocess.run(
+        [sys.executable, ROOT / "scripts/aot_report.py", "--bucket=64x96", "--per-device=2",
+         f"--json={file}", *options],
+        check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+    )  # fmt: skip
+    return json.loads(file.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "part", ["stem", "fpn", "head_layer", "losses", "assigner", "postprocess", "optimizer"]
+)
+def test_parts_compile_without_any_accelerator(tmp_path, part):
+    found = report(tmp_path, "--topology=cpu", f"--part={part}")
+    assert found["modelled_ms"] is None
+    assert found["memory_mib"]["argument"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_part_compiles_for_a_tpu(tmp_path):
+    found = report(tmp_path, "--topology=v5e:2x2", "--part=head_layer")
+    assert found["modelled_ms"] > 0
+    assert 0 < found["mfu"] < 1
+    assert found["loops"] == []  # gradients of convolutions in the form of TPUs
+    assert list(found["convolutions"]["by_type"]) == ["convolution bf16 x bf16 -> bf16"]
+    assert {c["kind"] for c in found["collectives"]} == {"all-reduce"}
+    assert any(line.startswith("models/layers.py") for line in found["ms_by_line"])

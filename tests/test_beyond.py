@@ -1,0 +1,107 @@
+"""Recipes after the paper: what each name changes; each trains, evaluates and exports, small."""
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from jax.sharding import AxisType
+
+from atss_jax.configs import beyond
+from atss_jax.errors import UserError
+from atss_jax.run import export, recipe_io, train
+from atss_jax.run.detector import Detector
+from atss_jax.run.recipe import Recipe
+from atss_jax.runtime import parallel
+from atss_jax.runtime.metric_writer import read_rows
+from tests import tiny
+
+FIELDS = {
+    "qfl": {"model.centerness", "loss.cls_loss", "loss.box_weights", "eval.score"},
+    "dfl": {"model.regression", "model.side_bins"},
+    "dgqp": {"model.distribution_quality"},
+    "vfl": {"model.centerness", "loss.cls_loss", "loss.box_weights", "eval.score"},
+    "star": {"model.regression", "model.point_activation", "model.star_refinement"},
+}
+"""Part -> the fields that it changes."""
+
+
+def changes(recipe: Recipe) -> dict[str, object]:
+    """Fields of a recipe that are not the base recipe's."""
+    base = recipe_io.recipe_to_dict(Recipe())
+    values = recipe_io.recipe_to_dict(recipe)
+    return {
+        f"{group}.{name}": value
+        for group, fields in values.items()
+        for name, value in fields.items()
+        if value != base[group][name]
+    }
+
+
+@pytest.mark.parametrize("part", beyond.PARTS)
+def test_a_part_changes_its_own_fields(part):
+    needed = beyond.NEEDS.get(part)
+    expected = FIELDS[part] | (FIELDS[needed] if needed else set())
+    assert changes(beyond.recipe(f"{part},{needed}" if needed else part)).keys() == expected
+
+
+@pytest.mark.parametrize("method", beyond.METHODS)
+def test_a_method_is_its_parts(method):
+    parts = beyond.METHODS[method]
+    assert beyond.recipe(method) == beyond.recipe(",".join(parts))
+    assert changes(beyond.recipe(method)).keys() == set().union(*(FIELDS[p] for p in parts))
+
+
+def test_without_a_name_it_is_the_paper():
+    assert beyond.recipe() == Recipe()
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(UserError, match="Did you mean 'gfl'"):
+        beyond.recipe("gfll")
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [("gfl,vfl", "qfl and vfl exclude"), ("dfl,star", "exclude"), ("dgqp", "Add dfl")],
+)
+def test_parts_that_do_not_go_together_are_refused(arg, message):
+    with pytest.raises(UserError, match=message):
+        beyond.recipe(arg)
+
+
+def tiny_version(name: str, folder, **more: object) -> Recipe:
+    """A recipe's own fields, but for the large ones, on the tiny run."""
+    small = {"optim.num_steps": 2, "eval.num_pictures": 0, "eval.score_threshold": 0.0}
+    fields = {k: v for k, v in changes(beyond.recipe(name)).items() if not k.startswith("data.")}
+    fields = {**fields, **small, **more}
+    return tiny.make_config(folder, **{k.replace(".", "__"): v for k, v in fields.items()})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("coco")
+    tiny.make_coco(path)
+    tiny.make_coco(path, 6, "val")
+    return path
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dfl", "gfl", "gflv2", "star", "vfnet"])
+def test_it_trains_evaluates_and_exports(name, folder, one_device, tmp_path):
+    config = tiny_version(name, folder)
+    workdir = epath.Path(tmp_path)
+    result = train.train(config, workdir, with_evaluation=True)
+    assert 0 <= result["metrics"]["AP"] <= 1
+    losses = [row["loss"] for row in read_rows(workdir / "metrics.jsonl") if "loss" in row]
+    assert losses and np.all(np.isfinite(losses))
+    detector = Detector.load(workdir)
+    exported = export.export_workdir(config, workdir)
+    assert list(exported.glob("*.stablehlo"))
+    image = next((folder / "val").glob("*.png"))
+    assert np.all(np.isfinite(detector(image).boxes))

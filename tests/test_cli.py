@@ -1,0 +1,113 @@
+"""The console command: what it makes of its arguments, what it says, and that it is quick."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from atss_jax import cli
+from atss_jax.errors import UserError
+from atss_jax.run.recipe_io import default_workdir
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        (
+            "train photos",
+            "--mode=train_and_eval --config.data.root=photos --config.data.image_size=auto "
+            "--config.data.max_boxes=auto --config=coco_json --workdir=workdirs/photos",
+        ),
+        (
+            "train photos --data.image_size=64 --data.max_boxes=3 --workdir=w",
+            "--mode=train_and_eval --config.data.image_size=64 --config.data.max_boxes=3 "
+            "--config.data.root=photos --config=coco_json --workdir=w",
+        ),
+        (
+            "train --config=quickstart --config.run.seed=2 --norun.fsdp",
+            "--mode=train_and_eval --config.run.seed=2 --noconfig.run.fsdp --config=quickstart "
+            "--workdir=workdirs/quickstart",
+        ),
+        ("eval w --eval.nms_iou=0.5", "--mode=eval --config.eval.nms_iou=0.5 --workdir=w"),
+        ("predict w a.jpg", "--mode=predict --workdir=w --config.predict.input=a.jpg"),
+        ("export w", "--mode=export --workdir=w"),
+        ("describe --config=quickstart", "--mode=describe --config=quickstart"),
+        ("selftest", "--mode=selftest"),
+    ],
+)
+def test_a_command_is_flags_of_main(command, flags):
+    name, *arguments = command.split()
+    assert cli.main_flags(name, arguments) == flags.split()
+
+
+def test_the_folder_of_a_run_is_described(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert cli.main_flags("describe", [str(tmp_path)]) == [
+        "--mode=describe",
+        f"--workdir={tmp_path}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "give a folder of data, or --config=RECIPE"),
+        (["describe"], "give a folder (of data or of a run)"),
+        (["predict", "w", "a.jpg", "b.jpg"], "2 inputs. Give one image, folder, video, or a"),
+        (["config", "nothing_like_this"], "no field matches 'nothing_like_this'"),
+        (["config", "resume"], "A run goes on from the newest checkpoint"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(capsys, arguments, message):
+    assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_config_finds_fields_by_name_meaning_and_synonym(capsys):
+    assert cli.main(["config", "lr"]) == 0
+    assert capsys.readouterr().out.startswith("optim.learning_rate = 0.01  (float, above 0)")
+    cli.main(["config", "optim.warmup*"])
+    printed = capsys.readouterr().out
+    assert printed.count("\noptim.") == 2 and "constant | linear" in printed
+    cli.main(["config", "soft nms"])
+    assert "eval.soft_nms_sigma" in capsys.readouterr().out
+    for width in (60, 80, 120):
+        assert max(map(len, cli.describe_fields("", width).split("\n"))) <= width
+
+
+def test_unknown_fields_are_refused_with_our_name():
+    done = subprocess.run(
+        [sys.executable, "-m", "atss_jax.cli", "train", "--config=quickstart", "--lr=0.1"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "Did you mean --config.optim.learning_rate?" in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--version", "--help"])
+def test_help_and_version_import_no_jax(flag):
+    program = (
+        "import sys; from atss_jax import cli\n"
+        "try:\n    cli.main(sys.argv[1:])\n"
+        "finally:\n    assert not {'jax', 'absl'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, flag], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "atss_jax 0" in done.stdout if flag == "--version" else "atss train photos" in done.stdout
+    )
+
+
+def test_check_takes_a_folder(capsys, tmp_path):
+    assert cli.main(["check", str(tmp_path / "nothing")]) == 2
+    assert "nothing" in capsys.readouterr().err
+
+
+def test_default_names_are_safe():
+    assert str(default_workdir("C d*[e]")) == "workdirs/C-d-e"
+    assert str(default_workdir("..")) == f"workdirs/{Path('..').resolve().name}"
+    with pytest.raises(UserError, match="give a folder"):
+        cli.main_flags("train", [])

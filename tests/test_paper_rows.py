@@ -1,0 +1,269 @@
+"""The rows of the paper's tables: what they change, how machines share them, what is reported."""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+import pytest
+from etils import epath
+
+import paper_rows
+import row_report
+import table_rows
+from atss_jax.configs import mini
+from atss_jax.errors import UserError
+from atss_jax.models.detector import DetectorNetwork, init_variables
+from atss_jax.run import recipe_files, recipe_io, train
+from atss_jax.run.recipe import Recipe
+from row_queue import RowQueue
+from table_rows import ROWS, Row
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@functools.cache
+def load(config: str, fields: tuple[tuple[str, str], ...] = ()) -> Recipe:
+    values = recipe_files.load_recipe(config).to_dict()
+    for name, text in fields:
+        group, field = name.split(".")
+        kind = type(values[group][field])
+        values[group][field] = text == "True" if kind is bool else kind(text)
+    return recipe_io.recipe_from_mapping(values)
+
+
+def differing(one: Recipe, other: Recipe) -> set[str]:
+    before, after = dataclasses.asdict(one), dataclasses.asdict(other)
+    return {f"{g}.{f}" for g in before for f in before[g] if before[g][f] != after[g][f]}
+
+
+def test_there_are_sixty_rows_of_nine_tables():
+    assert len(ROWS) >= 60 and {row.table for row in ROWS} == set(table_rows.TABLES)
+    for table in table_rows.TABLES:
+        rows = [row for row in ROWS if row.table == table]
+        assert len({(row.run, row.test) for row in rows}) == len(rows) > 3
+
+
+def test_rows_differ_from_their_base_in_exactly_the_named_fields():
+    by_run: dict[str, Recipe] = {}
+    for row in ROWS:
+        recipe = load(row.config, row.fields)
+        assert differing(load(row.base), recipe) == set(row.changes), row
+        assert by_run.setdefault(row.run, recipe) == recipe, row
+        assert any(other.config == row.base and not other.fields for other in ROWS), row
+
+
+def test_a_miniature_keeps_what_its_recipe_changes():
+    preset = {f"{g}.{f}" for g, fields in mini.ALWAYS.items() for f in fields}
+    preset.add("model.flavour")  # a miniature has that of the ResNeXts
+    for row in ROWS:
+        small = mini.shrink(load(row.config, row.fields))
+        changed = differing(mini.shrink(load(row.base)), small)
+        assert set(row.changes) - preset <= changed <= set(row.changes), row
+        assert small.data.name == "shapes_crowded" and small.model.init_from == ""
+    long = load("mini:paper_table8:backbone=r101")
+    assert long.optim.num_steps == 2 * mini.NUM_STEPS and long.model.backbone == "resnet101"
+    assert long.data.train_short_sides[0] == 154 and long.data.train_short_sides[-1] == 192
+    with pytest.raises(UserError, match="miniature of a miniature"):
+        mini.recipe("mini:ablations")
+
+
+@pytest.mark.parametrize(("index", "has"), [(0, False), (6, True)], ids=["RetinaNet", "FCOS"])
+def test_networks_of_rows_have_the_heads_they_name(index, has):
+    config = load(f"mini:{ROWS[index].config}")
+    model = DetectorNetwork(config.model, 3, config.anchors.num_per_location)
+    params = jax.eval_shape(lambda: init_variables(model, (64, 96), 0))["params"]
+    paths = jax.tree_util.tree_flatten_with_path(params["head"])[0]
+    names = {jax.tree_util.keystr(path) for path, _ in paths}
+    assert any("centerness" in name for name in names) == has
+    assert any("norm" in name for name in names) == has
+
+
+def test_rows_that_are_the_same_run_are_one_job_with_all_tests():
+    jobs = paper_rows.make_jobs(table_rows.selected(["2", "3", "4", "7"]), "mini", 3)
+    assert len(jobs) == 63 and [job.seed for job in jobs] == sorted(job.seed for job in jobs)
+    (deformable,) = table_rows.selected(["8"], ["ATSS x101_64x4d DCN"])
+    job = paper_rows.make_job(deformable, "paper", 1)
+    trained, tested = paper_rows.commands(job, "w", ("--config.data.global_batch=8",))
+    assert trained[3] == "--config=configs/paper_table8.py:backbone=x101_64x4d,dcn"
+    assert trained[-2:] == ["--config.run.seed=1", "--config.data.global_batch=8"]
+    assert tested == [*trained, "--mode=eval", "--config.eval.multiscale=paper"]
+
+
+def test_list_prints_commands_and_refuses_unknown_rows(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["paper_rows.py", "list", "--rows", "k=15"])
+    with pytest.raises(SystemExit, match="0"):
+        paper_rows.main()
+    assert capsys.readouterr().out.splitlines() == [
+        "# table 4, k = 15: paper 39.1; from ablations: assigner.candidates_per_level",
+        "python -m atss_jax.main --config=configs/ablations.py:k=15 "
+        "--workdir=workdirs/paper/paper-ablations-k_15-seed0 --config.run.seed=0",
+    ]
+    monkeypatch.setattr(sys, "argv", ["paper_rows.py", "list", "--tables", "4", "--rows", "k=8"])
+    with pytest.raises(SystemExit, match="2"):
+        paper_rows.main()
+    assert "no such row" in capsys.readouterr().err
+
+
+def test_a_claim_belongs_to_one_and_a_dead_one_to_the_next(tmp_path):
+    first, second = RowQueue(tmp_path, expires=60), RowQueue(tmp_path, expires=60)
+    claim = first.claim("a")
+    assert claim is not None and second.claim("a") is None and first.claim("a") is None
+    os.utime(tmp_path / "claims" / "a.1", (0, 0))  # no heartbeat for long
+    taken = second.claim("a")
+    assert taken is not None and first.claim("a") is None
+    assert second.finish("a", {"by": 2}) and not first.finish("a", {"by": 1})  # woke up too late
+    assert first.results() == [{"by": 2}] and second.claim("a") is None
+
+
+def test_work_that_raises_gives_its_claim_back_and_a_failed_job_waits_for_release(tmp_path):
+    queue = RowQueue(tmp_path, expires=60)
+    claim = queue.claim("a")
+    assert claim is not None
+    with pytest.raises(KeyboardInterrupt), claim.held():
+        raise KeyboardInterrupt
+    assert queue.claim("a") is not None
+    queue.fail("a", "no memory")
+    assert queue.claim("a") is None and queue.has_failed("a")
+    queue.release_failed("a")
+    assert queue.claim("a") is not None
+
+
+def test_a_failed_row_is_recorded_and_the_others_run(tmp_path, capsys):
+    jobs = paper_rows.make_jobs(table_rows.selected(["2"]), "mini", 1)
+
+    def do(job):
+        if "point" in job.run:
+            raise paper_rows.RowFailedError("out of memory")
+        return {"job": job.name}
+
+    queue = RowQueue(tmp_path)
+    failed = paper_rows.work(queue, jobs, do)
+    assert failed == [job.name for job in jobs if "point" in job.run]
+    assert len(queue.results()) == 2 and "out of memory" in capsys.readouterr().err
+    record = json.loads((tmp_path / "failed" / f"{failed[0]}.json").read_text())
+    assert record["reason"] == "out of memory"
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, "scripts")
+import paper_rows, table_rows
+from row_queue import RowQueue
+shared, own = Path(sys.argv[1]), Path(sys.argv[2])
+
+def do(job):
+    with (own / "started").open("a") as file:
+        file.write(job.name + "\\n")
+    time.sleep(0.15 if (own / "quick").exists() else 600)
+    return {"job": job.name, "by": own.name}
+
+queue = RowQueue(shared, expires=3)
+paper_rows.work(queue, paper_rows.make_jobs(table_rows.selected(["4"]), "mini", 2), do)
+"""
+
+
+def start_machine(folder: Path, shared: Path, *, quick: bool) -> subprocess.Popen:
+    folder.mkdir()
+    if quick:
+        (folder / "quick").touch()
+    return subprocess.Popen([sys.executable, "-c", WORKER, str(shared), str(folder)], cwd=ROOT)
+
+
+def test_one_of_two_machines_is_killed_and_nothing_is_run_twice_or_lost(tmp_path):
+    shared = tmp_path / "shared"
+    jobs = paper_rows.make_jobs(table_rows.selected(["4"]), "mini", 2)
+    slow = start_machine(tmp_path / "a", shared, quick=False)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "a" / "started").exists():  # it is in the middle of a job
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        other = start_machine(tmp_path / "b", shared, quick=True)
+        while len(list(shared.glob("rows/*.json"))) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        slow.send_signal(signal.SIGKILL)
+    finally:
+        slow.kill()
+        slow.wait()
+    assert other.wait(60) == 0
+    killed = (tmp_path / "a" / "started").read_text().split()
+    done = Counter((tmp_path / "b" / "started").read_text().split())
+    assert len(killed) == 1 and set(done.values()) == {1}
+    assert set(done) == {job.name for job in jobs}  # the killed one's job as well
+    assert {r["job"] for r in RowQueue(shared).results()} == set(done)
+    assert (shared / "claims" / f"{killed[0]}.2").exists()
+
+
+def result(run: str, seed: int, ap: float, seconds: float = 60.0) -> dict:
+    metrics = {name: ap for name in paper_rows.KEPT}
+    return {
+        **{"run": run, "preset": "mini", "seed": seed, "metrics": metrics, "evaluations": {}},
+        **{"all_seconds": seconds, "device": "1 x cpu"},
+    }
+
+
+def test_report_by_hand(tmp_path, capsys, monkeypatch):
+    queue = RowQueue(tmp_path / "out")
+    for seed, (iou, other) in enumerate([(0.10, 0.13), (0.12, 0.15), (0.11, 0.14)]):
+        queue.finish(f"iou{seed}", result("ablations-assigner_iou", seed, iou))
+        queue.finish(f"fcos{seed}", result("ablations-assigner_spatial_scale", seed, other, 120))
+    command = ["paper_rows.py", "report", "--preset=mini", "--tables=2"]
+    files = [f"--html={tmp_path}/r.html", f"--json={tmp_path}/r.json"]
+    monkeypatch.setattr(sys, "argv", [*command, f"--out={tmp_path / 'out'}", *files])
+    with pytest.raises(SystemExit, match="0"):
+        paper_rows.main()
+    text = capsys.readouterr().out
+    # both rows have standard deviation 1 over three seeds: 4 degrees of freedom, t = 2.776
+    own, difference = 2.776 / math.sqrt(3), 2.776 * math.sqrt(2 / 3)
+    assert f"| 37.8 | +0.8 | 14.0 ± {own:.1f} | 3 | +3.0 ± {difference:.1f} | 2.0 |" in text
+    assert "| IoU, point | 36.9 | -0.1 | not run | 0 | – | – |" in text
+    assert "1.00 for one run" in text and "4 degrees of freedom" in text
+    assert (tmp_path / "r.html").read_text().count("<tr>") == 5
+    monkeypatch.setattr(sys, "argv", [*command, f"--out={tmp_path}/r.json"])
+    with pytest.raises(SystemExit, match="0"):
+        paper_rows.main()
+    assert capsys.readouterr().out == text  # the same from the one file
+
+
+@pytest.mark.parametrize(("freedom", "t"), [(1, 12.706), (2, 4.303), (4, 2.776), (40, 2.021)])
+def test_quantiles_of_the_t_distribution(freedom, t):
+    assert row_report.t_quantile(freedom) == pytest.approx(t, abs=2e-3)
+
+
+RUNS: dict[str, Row] = {row.run: row for row in ROWS}
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> str:
+    """A folder that holds a dozen crowded images."""
+    from atss_jax.data import synthetic, tfds_builders
+
+    folder = str(tmp_path_factory.mktemp("tfds"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthetic, "SPLIT_SIZES", {"train": 8, "validation": 2})
+        tfds_builders.load_tfds("shapes_crowded", "train", folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", RUNS)
+def test_every_run_trains_a_step_and_evaluates(tmp_path, prepared, run):
+    small = load(f"mini:{RUNS[run].config}", RUNS[run].fields)
+    small = dataclasses.replace(
+        small,
+        data=dataclasses.replace(small.data, data_dir=prepared, global_batch=8),
+        optim=dataclasses.replace(small.optim, num_steps=1),
+    )
+    found = train.train(small, epath.Path(tmp_path), with_evaluation=True)
+    assert found["steps"] == 1 and 0 <= found["metrics"]["AP"] <= 1

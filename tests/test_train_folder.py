@@ -1,0 +1,65 @@
+"""Training from Python."""
+
+import json
+
+import pytest
+
+import atss_jax
+from atss_jax.errors import UserError
+from atss_jax.run import train_folder
+from tests import tiny
+
+
+@pytest.fixture
+def recorded(monkeypatch, tmp_path):
+    """The recipe and folder that the training gets."""
+    calls = []
+
+    def record(recipe, workdir, *, with_evaluation):
+        assert with_evaluation
+        calls.append((recipe, workdir))
+        workdir.mkdir(parents=True)
+        (workdir / "result.json").write_text(json.dumps({"metrics": {"AP": 0.5}}))
+
+    monkeypatch.setattr(train_folder, "train_recipe", record)
+    monkeypatch.chdir(tmp_path)
+    return calls
+
+
+def test_arguments_become_fields(recorded):
+    run = atss_jax.train("my photos", epochs=3, batch_size=0, fields={"run.seed": 4})
+    (recipe, workdir), data = recorded[0], recorded[0][0].data
+    assert (data.root, data.image_size, data.max_boxes, data.global_batch) == ("my photos", 0, 0, 0)
+    assert (recipe.optim.num_epochs, recipe.optim.num_steps, recipe.run.seed) == (3.0, 0, 4)
+    assert str(workdir) == str(run.workdir) == "workdirs/my-photos"
+    assert run.metrics == {"AP": 0.5} and run.rows() == [] and run._repr_png_() is None
+
+
+def test_a_recipe_that_brings_its_data(recorded):
+    atss_jax.train(config="quickstart", image_size=96, workdir="w")
+    recipe, workdir = recorded[0]
+    assert recipe.data.root == "" and recipe.data.image_size == 96 and str(workdir) == "w"
+    assert recipe.data.max_boxes > 0
+
+
+def test_unknown_fields_are_refused(recorded):
+    with pytest.raises(UserError, match=r"Did you mean config.optim.learning_rate\?"):
+        atss_jax.train("x", fields={"optim.lr": 1})
+    assert not recorded
+
+
+@pytest.mark.slow
+def test_a_folder_becomes_a_detector(tmp_path):
+    tiny.make_coco(tmp_path)
+    tiny.make_coco(tmp_path, 6, "val")
+    fields = {
+        f"{g}.{f}": v for g, given in tiny.overrides(tmp_path).items() for f, v in given.items()
+    }
+    run = atss_jax.train(config="quickstart", workdir=tmp_path / "run", fields=fields)
+    assert 0 <= run.metrics["AP"] <= 1
+    assert [row["step"] for row in run.rows() if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert run._repr_png_()[:4] == b"\x89PNG"
+    found = run.detector()(tmp_path / "val" / "0.png")
+    assert len(found.boxes) == len(found.scores)
+    again = atss_jax.train(config="quickstart", workdir=tmp_path / "run", fields=fields)
+    assert again.result == run.result  # nothing was left to do
