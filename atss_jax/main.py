@@ -10,6 +10,11 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
+from atss_jax.run import stop_signal
+
+if __name__ == "__main__":
+    stop_signal.install()  # before what takes a second to import
+
 from absl import app, flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
@@ -52,6 +57,8 @@ def main(argv: Sequence[str]) -> None:
             f"{', '.join(READING_MODES)}. Training goes on from the newest checkpoint."
         )
 
+    if not _MODE.value.startswith("train"):
+        stop_signal.uninstall()
     from atss_jax.run import modes  # imports JAX: only after the flags are known to be right
 
     sys.exit(modes.run(_MODE.value, recipe, _WORKDIR.value or "", _CHECKPOINT.value))
@@ -134,6 +141,7 @@ def run_from_command_line(argv: Sequence[str] | None = None) -> None:
     Args:
       argv: flags, None for those of the process.
     """
+    stop_signal.install()
     try:
         given = sys.argv[1:] if argv is None else argv
         name, arguments = split_flag(given, "config")

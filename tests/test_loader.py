@@ -3,6 +3,7 @@
 import hashlib
 import json
 import multiprocessing
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -286,3 +287,35 @@ def test_closing_twice_and_early(dataset):
     batches.close()
     with pytest.raises(StopIteration):
         next(batches)
+
+
+def test_a_read_that_blocks_holds_neither_the_stop_nor_the_end(monkeypatch, caplog):
+    """As of a mount that does not answer: the wish to stop is seen, and close gives up."""
+    monkeypatch.setattr(loader, "CLOSE_SECONDS", 0.2)
+    answer = threading.Event()
+
+    class Blocked:
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            answer.wait()
+            raise StopIteration
+
+        close = answer.wait
+
+    batches = loader.Batches(Blocked(), None)
+    asked = []
+    assert batches.next_unless(lambda: len(asked) > 1 or asked.append(1)) is None
+    batches.close()
+    assert "did not end within" in caplog.text
+    answer.set()
+
+
+def test_an_error_of_the_input_is_raised_where_the_batch_is_wanted():
+    def broken():
+        raise OSError("no such image")
+        yield
+
+    with pytest.raises(OSError, match="no such image"):
+        loader.Batches(broken(), None).next_unless(lambda: False)

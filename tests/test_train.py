@@ -18,8 +18,8 @@ from etils import epath
 from jax.sharding import AxisType
 
 import kill_test
-from atss_jax.run import step_log, train, validation
-from atss_jax.runtime import parallel
+from atss_jax.run import step_log, stop_signal, train, training_loop, validation
+from atss_jax.runtime import checkpoint_record, parallel
 from atss_jax.runtime.metric_writer import read_rows
 from tests import tiny
 from tests.conftest import with_devices
@@ -124,7 +124,7 @@ def test_resume_equals_the_uninterrupted_run(finished, monkeypatch, tmp_path):
     config, whole, _ = finished
     workdir = epath.Path(tmp_path / "stopped")
     with monkeypatch.context() as patch:
-        patch.setattr(train._Loop, "_told_to_stop", lambda self, step: step == 3)
+        patch.setattr(training_loop.Loop, "_told_to_stop", lambda self, step: step == 3)
         with pytest.raises(train.Preempted, match="step 3"):
             train.train(config, workdir, with_evaluation=True)
     train.train(config, workdir, with_evaluation=True)
@@ -150,15 +150,15 @@ def test_pictures_that_fail_do_not_end_the_run(finished, monkeypatch, tmp_path, 
     config, whole, result = finished
     workdir = epath.Path(tmp_path / "run")
     shutil.copytree(whole, workdir)
-    record = Path(workdir) / "checkpoints" / "6.json"
-    content = json.loads(record.read_text())
-    content["run"]["evaluated"] = {}
-    record.write_text(json.dumps(content))
+    record = checkpoint_record.read_record(workdir / "checkpoints", 6)
+    assert record is not None
+    record["run"]["evaluated"] = {}
+    checkpoint_record.write_record(workdir / "checkpoints", 6, record)
 
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(train.pictures, "after_evaluation", fail)
+    monkeypatch.setattr(training_loop.pictures, "after_evaluation", fail)
     assert train.train(config, workdir, with_evaluation=True)["metrics"] == result["metrics"]
     assert "pictures of step 6 are not complete" in caplog.text
 
@@ -272,7 +272,7 @@ def test_sigkill_loses_little_and_sigterm_nothing(folder, tmp_path):
     begin = time.monotonic()
     process.send_signal(signal.SIGTERM)
     errors = process.communicate(timeout=60)[1]
-    assert process.returncode == train.PREEMPTED_EXIT_CODE, errors
+    assert process.returncode == stop_signal.PREEMPTED_EXIT_CODE, errors
     assert time.monotonic() - begin < 20
     saved = first_number(errors.split("saved at step ")[1])
     assert states(workdir)[0] == saved
@@ -309,7 +309,7 @@ def terminate(*processes):
         process.send_signal(signal.SIGTERM)
     for process in processes:
         errors = process.communicate(timeout=60)[1]
-        assert process.returncode == train.PREEMPTED_EXIT_CODE, errors[-3000:]
+        assert process.returncode == stop_signal.PREEMPTED_EXIT_CODE, errors[-3000:]
 
 
 def test_two_processes_of_four_devices_are_one_of_eight(folder, tmp_path):

@@ -5,6 +5,12 @@ pixels straight into the shared memory that the training process receives. NumPy
 batch on devices is `parallel.shard_batch`'s task.
 """
 
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,6 +32,10 @@ NUM_STEPS = 2**40
 """Grain wants a length; the plan is endless."""
 SHARED_MEMORY_BYTES = 2**16
 """Smaller arrays travel through the pipe."""
+POLL_SECONDS = 0.2
+"""While a batch does not come, the wish to stop is looked at so often."""
+CLOSE_SECONDS = 5.0
+"""Threads and workers get so long to end."""
 EVAL_PREFETCH = 2
 """Evaluation batches prepared ahead, one thread each."""
 
@@ -39,6 +49,40 @@ class Batches(Iterator[Batch]):
         self._batches: Any = iter(batches)
         self._length = length
         self._is_closed = False
+        self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def next_unless(self, should_stop: Callable[[], bool]) -> Batch | None:
+        """The next batch; None if `should_stop` says so while it does not come.
+
+        After None only `close` may be called: a read that blocks, such as of a dead mount, cannot
+        be broken off.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._answer, daemon=True)
+            self._thread.start()
+        self._asked.put(True)
+        while True:
+            try:
+                answer = self._answers.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                if should_stop():
+                    return None
+                continue
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+    def _answer(self) -> None:
+        """Takes batches for `next_unless`, one when asked, until `close`."""
+        while self._asked.get():
+            try:
+                answer = next(self._batches)
+            except BaseException as error:  # noqa: BLE001 - raised where the batch is wanted
+                answer = error
+            self._answers.put(answer)
+            del answer
 
     def __next__(self) -> Batch:
         return next(self._batches)
@@ -50,10 +94,18 @@ class Batches(Iterator[Batch]):
         return self._length
 
     def close(self) -> None:
-        """Ends threads and worker processes; safe to call twice."""
+        """Ends threads and worker processes; safe to call twice.
+
+        Gives up after `CLOSE_SECONDS`: a thread in a read that blocks does not end.
+        """
         if not self._is_closed:
             self._is_closed = True
-            self._batches.close()
+            self._asked.put(False)
+            closing = threading.Thread(target=self._batches.close, daemon=True)
+            closing.start()
+            closing.join(CLOSE_SECONDS)
+            if closing.is_alive():
+                logging.warning("the input did not end within %.0f s: left alone", CLOSE_SECONDS)
             self._batches = iter(())  # lets go of batches that were prepared and not taken
 
     def __enter__(self) -> "Batches":
@@ -241,8 +293,17 @@ def _run(batches: Any, num_workers: int, prefetch: int) -> Any:
     return iter(dataset.mp_prefetch(workers, worker_init_fn=_start_worker))
 
 
+def _end_with(sentinel: int) -> None:
+    """Ends this worker when the training process ends, however it does: the system says so."""
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
 def _start_worker(_index: int, _count: int) -> None:
     """Runs once in each worker process."""
     global _in_worker_process
     _in_worker_process = True
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     cv2.setNumThreads(1)

@@ -1,5 +1,6 @@
 """From the recipe's fields to a data set: the one place that knows every source."""
 
+import functools
 import logging
 import os
 
@@ -28,7 +29,7 @@ def load_split(
     where = config.split(split)
     if config.root:
         layout = find_layout(config.root, config.val_fraction)
-        logging.info("data.root=%s: %s", config.root, layout)
+        _say_once(f"data.root={config.root}: {layout}")
         name = os.path.basename(os.path.abspath(config.root))
         source = layout.train if split == "train" else layout.val
         return load_source(
@@ -54,6 +55,12 @@ def load_split(
     from atss_jax.data import tfds_builders  # slow to import: only where it is used
 
     return tfds_builders.load_tfds(config.name, where.split, config.data_dir, config)
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    """Logs what was found: sets are opened several times in a run, for sizes and for images."""
+    logging.info(text)
 
 
 def load_source(

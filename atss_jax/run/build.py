@@ -3,16 +3,20 @@
 The only module that knows both the recipe's fields and everybody's arguments.
 """
 
+import dataclasses
+import hashlib
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from atss_jax.data import loader, sources
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
+from atss_jax.run import recipe_io
 from atss_jax.run.recipe import Recipe
-from atss_jax.runtime import parallel
+from atss_jax.runtime import parallel, peers
 
 
 class EvalSizes(NamedTuple):
@@ -51,6 +55,16 @@ def make_plan(config: Recipe, dataset: DetectionDataset) -> BatchPlan:
         keep=dataset.has_objects if data.filter_empty else None,
         describe=dataset.describe,
     )
+
+
+def data_digest(dataset: DetectionDataset, plan: BatchPlan) -> str:
+    """Equal for data that train alike: ids, sizes, boxes, names, and the plan of their batches."""
+    digest = hashlib.sha256(repr((dataset.class_names, dataset.category_ids)).encode())
+    found = dataset.annotations
+    columns = (found.record, found.category_id, found.xywh, found.is_crowd)
+    for array in (dataset.image_ids, dataset.sizes, dataset.orientations, *columns):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return f"{digest.hexdigest()} {plan.fingerprint()}"
 
 
 def train_batches(
@@ -105,6 +119,14 @@ def make_mesh(config: Recipe) -> Mesh:
         process_id=run.process_id,
         timeout=run.init_timeout,
     )
+    if jax.process_count() > 1:
+        common = dataclasses.replace(config, run=dataclasses.replace(run, process_id=0))
+        peers.check_same(
+            {
+                "the configuration": recipe_io.recipe_to_json(common),
+                "the software": peers.code_and_versions(),
+            }
+        )
     mesh = parallel.make_mesh()
     parallel.check_batch(config.data.global_batch, mesh, accumulate=config.optim.accumulate)
     parallel.check_batch(config.eval.batch_size, mesh)

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import threading
 import traceback
 
 import jax
@@ -15,13 +16,17 @@ from atss_jax.run import (
     predict,
     recipe_changes,
     step_log,
+    stop_signal,
     train,
     validation,
     workdir_files,
 )
 from atss_jax.run.recipe import Recipe
-from atss_jax.runtime import xla_flags
+from atss_jax.runtime import peers, xla_flags
 from atss_jax.runtime.metric_writer import configure_logging
+
+CLEAN_END_SECONDS = 8.0
+"""Processes that were told to stop wait so long for each other."""
 
 
 def run(mode: str, config: Recipe, workdir: str, checkpoint: str = "last") -> int:
@@ -44,13 +49,29 @@ def run(mode: str, config: Recipe, workdir: str, checkpoint: str = "last") -> in
     except Exception as error:
         if jax.process_count() == 1:
             raise
+        code = 1
         if isinstance(error, UserError):
+            code = 2
             print(f"error: {error}", file=sys.stderr)
         else:
             traceback.print_exc()
         sys.stderr.flush()
+        peers.announce_failure(code, f"{type(error).__name__}: {error}")
         # a clean end would wait for the other processes, of which one may be dead
-        os._exit(2 if isinstance(error, UserError) else 1)
+        os._exit(code)
+
+
+def _leave_after(code: int) -> int:
+    """The exit code; ends a process of the command line even if a blocked thread lives on."""
+    signal_handlers = stop_signal.of_process()
+    if signal_handlers is not None:
+        if jax.process_count() == 1:
+            signal_handlers.leave(code)
+        # the clean end of several processes waits for the slowest; a lost one must not hold it
+        timer = threading.Timer(CLEAN_END_SECONDS, signal_handlers.leave, [code])
+        timer.daemon = True
+        timer.start()
+    return code
 
 
 def _run(mode: str, config: Recipe, folder: epath.Path, checkpoint: str) -> int:
@@ -59,7 +80,7 @@ def _run(mode: str, config: Recipe, folder: epath.Path, checkpoint: str) -> int:
             train.train(config, folder, with_evaluation=mode == "train_and_eval")
         except train.Preempted as stop:
             print(stop, file=sys.stderr)
-            return train.PREEMPTED_EXIT_CODE
+            return _leave_after(stop_signal.PREEMPTED_EXIT_CODE)
         except step_log.NonFiniteError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1

@@ -50,6 +50,7 @@ class StepLog:
         self._waited = 0.0
         self._bad_in_a_row = int(known.get("bad_steps", 0))
         self._flops = 0.0
+        """Of the steps since the last line, on one device."""
         self._seconds_before = float(known.get("seconds", 0.0))
 
     def start(self, state: TrainState, costs: list[Cost]) -> None:
@@ -59,7 +60,7 @@ class StepLog:
         frozen = jax.tree.map(
             lambda p, f: p.size if f else 0, state.params, self._setup.settings.frozen
         )
-        self._flops = max(cost.flops for cost in costs) * self._setup.mesh.size
+        flops = max(cost.flops for cost in costs) * self._setup.mesh.size
         memory = max(cost.argument_bytes + cost.temporary_bytes for cost in costs)
         seconds = sum(cost.trace_seconds + cost.compile_seconds for cost in costs)
         rate = float(self._setup.settings.schedule(self._setup.num_steps // 2))
@@ -72,14 +73,16 @@ class StepLog:
             f"part(s), {self._setup.num_steps} steps, learning rate {rate:.3g} half-way",
             f"parameters: {count:,}, of which {sum(jax.tree.leaves(frozen)):,} frozen",
             f"programs: {len(costs)}, compiled in {seconds:.1f} s; "
-            f"{self._flops:.3g} FLOP a step; {memory / 2**20:.0f} MiB a device",
+            f"{flops:.3g} FLOP a step; {memory / 2**20:.0f} MiB a device",
         ]
         if int(state.step):
             lines.append(f"going on from the checkpoint of step {int(state.step)}")
         for line in lines:
             self._progress.note(line)
 
-    def add(self, step: int, metrics: StepMetrics, records: np.ndarray, waited: float) -> None:
+    def add(
+        self, step: int, metrics: StepMetrics, records: np.ndarray, waited: float, flops: float
+    ) -> None:
         """Takes the device metrics of update number `step` + 1.
 
         Args:
@@ -87,9 +90,11 @@ class StepLog:
           metrics: still on the device.
           records: record indices of this host's images.
           waited: seconds for which the loop waited for the batch.
+          flops: of this step's program, on one device.
         """
         self._pending.append((step + 1, metrics, records))
         self._waited += waited
+        self._flops += flops
         limit = min(self._config.run.log_every, self._config.run.max_bad_steps)
         if (step + 1) % self._config.run.log_every == 0:
             self.flush(step + 1)
@@ -107,7 +112,6 @@ class StepLog:
             "lr": f"{float(last.learning_rate):.3g}",
             "positives": f"{float(last.num_positives):.0f}",
         }
-        steps = self._progress.steps_since_report(step)
         rate = self._progress.report(step, self._config.data.global_batch, texts)
         seconds = self._progress.seconds - before
         values = {
@@ -117,10 +121,9 @@ class StepLog:
         }
         peak = peak_flops(jax.devices()[0].device_kind)
         if peak is not None:
-            per_second = self._flops * steps / max(seconds, 1e-9)
-            values["mfu"] = per_second / (peak * jax.device_count())
+            values["mfu"] = self._flops / max(seconds, 1e-9) / peak
         self._writer.write_timing(step, values)
-        self._waited = 0.0
+        self._waited = self._flops = 0.0
 
     def known(self) -> dict[str, Any]:
         """What the log needs again after a restart; call `flush` before."""

@@ -1,12 +1,31 @@
-"""The wish to stop: signals that are remembered until the run has saved."""
+"""The wish to stop: signals that are remembered until the run has saved.
 
+Without JAX, so that the handlers stand before it is imported. Python runs a handler only between
+two steps of the interpreter, and a compilation or a blocked read may last for minutes; so a thread
+that the system wakes up at once says what happens, and ends the process where nothing can be lost.
+"""
+
+import ctypes
+import os
 import signal
+import sys
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
+PREEMPTED_EXIT_CODE = 75
+"""EX_TEMPFAIL: saved and stopped on a signal; the same command goes on."""
 BURST_SECONDS = 5.0
 """Signals so close together are one wish to stop."""
+STEP_SECONDS = 20.0
+"""A step, or a wait for its batch, that lasts longer after a signal is given up."""
+EVALUATION_SECONDS = 10.0
+"""An evaluation (its state is saved) that does not stop by itself is given up after so long."""
+LEADER_SECONDS = 3.0
+"""Process 0 of several goes so much later: the others would take its end for a failure."""
+BEFORE = "before the first step: there is nothing to save"
+"""What a signal means until the loop runs."""
 
 
 class Preempted(Exception):
@@ -14,7 +33,7 @@ class Preempted(Exception):
 
 
 class StopSignal:
-    """Remembers SIGTERM and SIGINT (single process).
+    """Remembers SIGTERM and SIGINT.
 
     Signals within `BURST_SECONDS` are one: a launcher and its process group both deliver theirs.
     Only a SIGINT after that acts at once.
@@ -22,28 +41,62 @@ class StopSignal:
     With several processes the notice reaches all of them through `Checkpointer.preempted`.
 
     Args:
-      is_single: False installs nothing. Given, not asked of JAX: processes may not have joined yet.
+      is_single: False installs nothing, unless `owns_process`. Given, not asked of JAX: processes
+        may not have joined yet.
+      owns_process: may end the process, with code 75, where nothing can be lost: True in the
+        command line only.
     """
 
-    def __init__(self, *, is_single: bool = True):
+    def __init__(self, *, is_single: bool = True, owns_process: bool = False):
         self.received = False
         self._first = 0.0
+        self._owns_process = owns_process
+        self._phase: tuple[str, float | None] = (BEFORE, 0.0)
+        self._is_leader = False
+        self._joined: Callable[[int], Any] | None = None
+        self._at_leaving: list[Callable[[], Any]] = []
+        self._old: dict[int, Any] = {}
         if threading.current_thread() is not threading.main_thread():
-            self._old = {}  # Python delivers signals to the main thread only
-        elif is_single:
+            return  # Python delivers signals to the main thread only
+        if is_single or owns_process:
             self._old = {
                 s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)
             }
-        else:
-            self._old = {}
+        if owns_process:
+            read, write = os.pipe()
+            os.set_blocking(write, False)
+            signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(read,), daemon=True).start()
 
-    def _receive(self, number: int, _frame: Any) -> None:
-        now = time.monotonic()
-        if not self.received:
-            self.received, self._first = True, now
-        elif number == signal.SIGINT and now - self._first > BURST_SECONDS:
-            self.restore()
-            signal.raise_signal(number)
+    def enter(self, phase: str, limit: float | None) -> None:
+        """Says what a signal means from here on.
+
+        Args:
+          phase: what happens then, for the message.
+          limit: seconds after the signal when the process is ended, because nothing is lost or
+            nothing can be saved; None never.
+        """
+        self._phase = (phase, limit)
+
+    def at_leaving(self, action: Callable[[], Any]) -> None:
+        """Adds something short to do when the process is ended by `leave`."""
+        self._at_leaving.append(action)
+
+    def follow_job(self, *, is_leader: bool) -> None:
+        """Takes SIGTERM back from JAX after the processes have joined, and passes it on to it.
+
+        JAX's handler makes all processes stop at one step, but tells nobody else.
+        """
+        self._is_leader = is_leader
+        if not self._owns_process or sys.platform != "linux":
+            return
+        action = (ctypes.c_void_p * 32)()  # struct sigaction: the handler comes first
+        ctypes.CDLL(None).sigaction(int(signal.SIGTERM), None, ctypes.byref(action))
+        if action[0]:
+            self._joined = ctypes.CFUNCTYPE(None, ctypes.c_int)(action[0])
+        signal.signal(signal.SIGTERM, self._receive)
+        if self.received and self._joined is not None:
+            self._joined(int(signal.SIGTERM))
 
     def check(self) -> None:
         """Raises Preempted after a signal: before the first step there is nothing to save."""
@@ -54,3 +107,72 @@ class StopSignal:
         """Puts the former handlers back."""
         for number, handler in self._old.items():
             signal.signal(number, handler)
+
+    def leave(self, code: int) -> NoReturn:
+        """Ends the process now, whatever its threads are doing."""
+        for action in self._at_leaving:
+            action()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+
+    def _receive(self, number: int, _frame: Any) -> None:
+        now = time.monotonic()
+        if not self.received:
+            self.received, self._first = True, now
+        elif number == signal.SIGINT and now - self._first > BURST_SECONDS:
+            self.restore()
+            signal.raise_signal(number)
+
+    def _watch(self, descriptor: int) -> None:
+        """Waits for the first signal, says what happens, and ends the process when due."""
+        while (number := os.read(descriptor, 1)[0]) not in (signal.SIGTERM, signal.SIGINT):
+            pass
+        first = time.monotonic()
+        self.received, self._first = True, self._first or first
+        if self._joined is not None:
+            self._joined(int(signal.SIGTERM))
+        self._say(f"{signal.Signals(number).name}: stopping; {self._phase[0]}")
+        os.set_blocking(descriptor, False)
+        while True:
+            waited = time.monotonic() - first
+            limit = self._phase[1]
+            if limit is not None and waited >= limit + LEADER_SECONDS * self._is_leader:
+                self._say(f"stopped, exit code {PREEMPTED_EXIT_CODE}; the same command goes on")
+                self.leave(PREEMPTED_EXIT_CODE)
+            time.sleep(0.05)
+            try:
+                numbers = os.read(descriptor, 64)
+            except BlockingIOError:
+                continue
+            if signal.SIGINT in numbers and waited > BURST_SECONDS:
+                os._exit(128 + signal.SIGINT)
+
+    def _say(self, text: str) -> None:
+        """Prints past Python's buffers, whose locks the main thread may hold."""
+        os.write(2, f"\n{text}\n".encode())
+
+
+_of_process: StopSignal | None = None
+
+
+def install() -> StopSignal:
+    """Handlers for the whole process, from the first moment of the command line on."""
+    global _of_process
+    if _of_process is None:
+        _of_process = StopSignal(owns_process=True)
+    return _of_process
+
+
+def uninstall() -> None:
+    """The former handlers again: a mode that has nothing to save simply ends."""
+    global _of_process
+    if _of_process is not None:
+        signal.set_wakeup_fd(-1)
+        _of_process.restore()
+        _of_process = None
+
+
+def of_process() -> StopSignal | None:
+    """The handlers of the command line; None in a notebook or a test."""
+    return _of_process

@@ -1,20 +1,13 @@
-"""The training loop: restore, then evaluate, save, step, until done or told to stop.
+"""Trains a recipe in a workdir: everything is tried first, then the workdir is claimed.
 
-The order within a step number s (updates done): save when due, evaluate when due and attach the
-metrics to that checkpoint, draw, then update. So an evaluation that fails or is stopped loses no
-step, a checkpoint is exactly what was measured, and `metrics.jsonl` is on disk before it.
+From there on: restore the newest checkpoint, and run the loop.
 """
 
 import contextlib
-import dataclasses
 import json
-import logging
-import time
-from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from atss_jax.data import loader
@@ -23,26 +16,23 @@ from atss_jax.run import (
     auto_fields,
     build,
     classes,
-    evaluation_folder,
-    pictures,
-    recipe_io,
+    preflight,
+    stop_signal,
     train_data,
     validation,
     workdir_files,
     workdir_lock,
 )
 from atss_jax.run.recipe import Recipe
-from atss_jax.run.step_log import NonFiniteError, StepLog
+from atss_jax.run.step_log import NonFiniteError
 from atss_jax.run.stop_signal import Preempted, StopSignal
+from atss_jax.run.training_loop import Loop
 from atss_jax.run.training_setup import Setup, initial_state, print_schedule_change, set_up
-from atss_jax.runtime import checkpoint_record, compiled, parallel
+from atss_jax.runtime import checkpoint_record, compiled, parallel, peers
 from atss_jax.runtime.checkpoint import Checkpointer
-from atss_jax.runtime.metric_writer import MetricWriter, Progress, read_rows
+from atss_jax.runtime.metric_writer import read_rows
 from atss_jax.training import train_step
 from atss_jax.training.train_step import TrainState
-
-PREEMPTED_EXIT_CODE = 75
-"""EX_TEMPFAIL: saved and stopped on a signal; the same command goes on."""
 
 
 class LoopError(RuntimeError):
@@ -65,6 +55,9 @@ def train(config: Recipe, workdir: epath.Path, *, with_evaluation: bool) -> dict
       NonFiniteError: too many steps in a row with non-finite numbers.
       LoopError: any other error after the set-up.
     """
+    of_process = stop_signal.of_process()
+    if of_process is not None:
+        return _train(config, workdir, with_evaluation, of_process)
     stop = StopSignal(is_single=config.run.distributed == "none")
     try:
         return _train(config, workdir, with_evaluation, stop)
@@ -80,6 +73,9 @@ def _train(
     if auto_fields.is_automatic(config):
         config = _in_numbers(config, with_evaluation)
     setup = set_up(config)
+    if jax.process_count() > 1:
+        stop.follow_job(is_leader=jax.process_index() == 0)
+    workdir_lock.refuse_if_held(workdir)
     stop.check()
     names, ids = setup.train_set.class_names, setup.train_set.category_ids
     workdir_files.check_workdir(config, workdir, training=True)
@@ -91,7 +87,7 @@ def _train(
         dataset = build.load_dataset(config, "val")
         dataset = classes.in_order_of(dataset, names, setup.train_set.name)
         val = validation.Validation(config, setup.settings.model, setup.mesh, dataset=dataset)
-        build.eval_batches(config, dataset).close()  # sizes, boxes
+        preflight.check_val_set(config, val)
     if jax.process_index() == 0:
         val_set = None if val is None else val.dataset
         lines = start_report(
@@ -99,16 +95,27 @@ def _train(
         )
         print("\n".join(lines), flush=True)
     loader.check_overflow(setup.train_set, config.data.max_boxes, config.data.on_overflow)
+    peers.check_same({"the data": build.data_digest(setup.train_set, setup.plan)})
+    peers.watch()
     stop.check()
+    preflight.check_first_batch(config, setup)
     state = None
-    if not workdir_files.has_checkpoints(workdir):
+    compiled.use_compilation_cache(config.run.compilation_cache, workdir)
+    is_new = parallel.broadcast_text(str(not workdir_files.has_checkpoints(workdir))) == "True"
+    if is_new:
         state = initial_state(config, setup)
-    common = dataclasses.replace(config, run=dataclasses.replace(config.run, process_id=0))
-    parallel.assert_same_everywhere(recipe_io.recipe_to_json(common), "the configuration")
-    parallel.assert_same_everywhere(setup.plan.fingerprint(), "the data plan")
+        preflight.check_finite(state, config.model.init_from or "the initial state")
+        if val is not None:
+            preflight.check_evaluation(config, val, state)
+    stop.check()
+    step = preflight.compile_step(config, setup)
+    stop.check()
     workdir_files.make_folder(workdir, "--workdir")
-    with workdir_lock.hold(workdir):
-        return _run_in(config, workdir, setup, val, state, stop)
+    lock = contextlib.ExitStack()
+    lock.enter_context(workdir_lock.hold(workdir))
+    stop.at_leaving(lock.close)
+    with lock:
+        return _run_in(config, workdir, setup, val, state, step, stop)
 
 
 def _in_numbers(config: Recipe, with_evaluation: bool) -> Recipe:
@@ -129,13 +136,13 @@ def _run_in(
     setup: Setup,
     val: validation.Validation | None,
     state: TrainState | None,
+    step: compiled.CompiledByShape,
     stop: StopSignal,
 ) -> dict[str, Any]:
     """Claims the workdir, restores, and runs the loop."""
     workdir_files.claim_workdir(config, workdir)
     workdir_files.write_classes(workdir, setup.train_set.class_names, setup.train_set.category_ids)
     train_data.write(workdir, setup.train_set)
-    compiled.use_compilation_cache(config.run.compilation_cache, workdir)
     checkpointer = Checkpointer(
         workdir / "checkpoints",
         keep_last=config.run.keep_last,
@@ -148,8 +155,9 @@ def _run_in(
         state = initial_state(config, setup) if state is None else state
     else:
         start, state = restored.step, TrainState(**restored.state)
+        preflight.check_finite(state, f"checkpoint {start} of {workdir}")
         known = _known_at(workdir, start) if restored.run is None else restored.run
-    loop = _Loop(config, workdir, setup, checkpointer, val, start, known, stop)
+    loop = Loop(config, workdir, setup, checkpointer, val, start, known, step, stop)
     try:
         stop.check()
         return loop.run(state)
@@ -176,204 +184,3 @@ def _known_at(workdir: epath.Path, start: int) -> dict[str, Any]:
     seconds = sum(row.get("seconds") or 0.0 for row in timing if row["step"] <= start)
     known = {"evaluated": evaluated, "seconds": seconds, "bad_steps": 0}
     return json.loads(parallel.broadcast_text(json.dumps(known)))
-
-
-class _Loop:
-    """The loop and what it holds open."""
-
-    def __init__(
-        self,
-        config: Recipe,
-        workdir: epath.Path,
-        setup: Setup,
-        checkpointer: Checkpointer,
-        val: validation.Validation | None,
-        start: int,
-        known: dict[str, Any],
-        stop: StopSignal,
-    ):
-        is_first = jax.process_index() == 0
-        self._config, self._workdir, self._setup = config, workdir, setup
-        self._checkpointer, self._validation, self._start = checkpointer, val, start
-        self._writer = MetricWriter(
-            workdir,
-            keep_until=start,
-            is_evaluated=str(start) in known.get("evaluated", {}),
-            is_active=is_first,
-            wandb_project=config.run.wandb,
-            config=recipe_io.recipe_to_dict(config),
-        )
-        self._progress = Progress(start, setup.num_steps, is_active=is_first)
-        self._log = StepLog(config, workdir, setup, self._writer, self._progress, known)
-        self._step = compiled.CompiledByShape(
-            train_step.make_train_step(setup.settings, setup.mesh, setup.shardings),
-            expected=len(setup.plan.used_buckets),
-        )
-        self._evaluated: dict[str, dict[str, float]] = dict(known.get("evaluated", {}))
-        self._stop: tuple[int, bool] = (-1, False)
-        self._signal = stop
-        self._batches: loader.Batches | None = None
-
-    def run(self, state: TrainState) -> dict[str, Any]:
-        """From the restored state to the last step; returns result.json."""
-        run, num_steps = self._config.run, self._setup.num_steps
-        if self._start < num_steps:
-            self._compile(state)
-            self._batches = build.train_batches(
-                self._config, self._setup.train_set, self._setup.plan, self._start
-            )
-        else:
-            self._progress.note(f"all {num_steps} steps are done already")
-        self._signal.check()
-        self._progress.pause()
-        for step in range(self._start, num_steps + 1):
-            done = step == num_steps
-            evaluate = self._evaluation_is_due(step)
-            save_due = step % run.checkpoint_every == 0 and step > self._start
-            if save_due or done or evaluate or self._told_to_stop(step):
-                self._save(step, state, wait=done)
-            finished = self._evaluate(step, state) if evaluate else True
-            if not finished or (self._told_to_stop(step) and not done):
-                self._checkpointer.wait()
-                raise Preempted(f"saved at step {step}; run the same command again to go on.")
-            if not done:
-                self._profile(step)
-                state = self._update(step, state)
-        return self._result()
-
-    def close(self) -> None:
-        """Ends workers, pending saves and files."""
-        with contextlib.ExitStack() as stack:  # one that fails does not keep the others open
-            stack.callback(self._writer.close)
-            stack.callback(self._checkpointer.close)
-            if self._batches is not None:
-                stack.callback(self._batches.close)
-
-    def _compile(self, state: TrainState) -> None:
-        """Compiles every bucket's program before the first step, and says what the run is."""
-        batch_sharding = parallel.batch_sharding(self._setup.mesh)
-        for bucket in self._setup.plan.used_buckets:
-            shapes = loader.batch_shapes(
-                bucket, self._config.data.global_batch, self._config.data.max_boxes
-            )
-            abstract = jax.tree.map(
-                lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=batch_sharding), shapes
-            )
-            self._step.program(state, abstract)
-        self._log.start(state, list(self._step.costs.values()))
-
-    def _update(self, step: int, state: TrainState) -> TrainState:
-        """One update; the batch was prepared while the last one ran."""
-        waited = time.perf_counter()
-        host_batch = next(self._batches)  # type: ignore[arg-type]
-        waited = time.perf_counter() - waited
-        batch = parallel.shard_batch(host_batch, self._setup.mesh)
-        with (
-            jax.profiler.StepTraceAnnotation("train", step_num=step),
-            jax.transfer_guard("disallow"),
-        ):
-            state, metrics = self._step(state, batch)
-        self._log.add(step, metrics, np.asarray(host_batch.record_index), waited)
-        return state
-
-    def _evaluation_is_due(self, step: int) -> bool:
-        """Whether this step is to be evaluated, and its record has no metrics yet."""
-        every = self._config.run.eval_every
-        due = step == self._setup.num_steps or (every and step and step % every == 0)
-        return self._validation is not None and bool(due) and str(step) not in self._evaluated
-
-    def _evaluate(self, step: int, state: TrainState) -> bool:
-        """Evaluates the saved state and records it; False when told to stop meanwhile."""
-        assert self._validation is not None
-        self._progress.note(f"step {step}: evaluating")
-        outcome = self._validation.run(
-            train_step.eval_variables(state), should_stop=lambda: self._told_to_stop(step)
-        )
-        if outcome is None:
-            return False
-        self._writer.write(step, outcome.metrics, prefix="eval/")
-        self._writer.flush()
-        self._evaluated[str(step)] = outcome.metrics
-        self._checkpointer.attach(step, outcome.metrics, self._known())
-        if jax.process_index() == 0:
-            try:
-                self._show(step, outcome)
-            except Exception:  # noqa: BLE001 - what people look at must not end the run
-                logging.warning("pictures of step %d are not complete", step, exc_info=True)
-        self._progress.pause()
-        return True
-
-    def _known(self) -> dict[str, Any]:
-        """What a resumed run needs beside the state."""
-        return {"evaluated": self._evaluated, **self._log.known()}
-
-    def _show(self, step: int, outcome: validation.Outcome) -> None:
-        """Prints the metrics; writes detections and pictures."""
-        assert self._validation is not None
-        if outcome.metrics:
-            self._progress.note(validation.summary(outcome.metrics))
-        dataset = self._validation.dataset
-        evaluation_folder.write_detections(self._workdir, dataset, outcome.detections)
-        pictures.after_evaluation(
-            self._config,
-            self._workdir,
-            self._setup,
-            dataset,
-            outcome.detections,
-            step,
-            self._writer,
-        )
-
-    def _save(self, step: int, state: TrainState, *, wait: bool) -> None:
-        """Saves the state; the metrics file is on disk first."""
-        self._log.flush(step)
-        self._writer.flush()
-        wait = wait or not self._config.run.async_checkpoints
-        self._checkpointer.save(step, train_step.state_dict(state), run=self._known(), wait=wait)
-        self._progress.pause()
-
-    def _told_to_stop(self, step: int) -> bool:
-        """True after a signal; several processes agree on the step (asked once a step)."""
-        if self._signal.received:
-            return True
-        if self._stop[0] != step:
-            self._stop = (step, self._checkpointer.preempted(step))
-        return self._stop[1]
-
-    def _profile(self, step: int) -> None:
-        """Starts and ends the trace that `run.profile_steps` asks for."""
-        steps = self._config.run.profile_steps
-        if steps and step == max(steps[0], self._start) and step < steps[1]:
-            jax.profiler.start_trace(str(self._workdir / "profile"))
-        elif steps and step == steps[1] and step > self._start:
-            jax.profiler.stop_trace()
-            logging.warning("profile of steps %s written to %s", steps, self._workdir / "profile")
-
-    def _result(self) -> dict[str, Any]:
-        """Writes result.json."""
-        num_steps = self._setup.num_steps
-        metrics = self._evaluated.get(str(num_steps), {})
-        seconds = self._log.total_seconds()
-        if jax.process_index() != 0:
-            return {}
-        result = workdir_files.write_result(
-            self._workdir,
-            about=evaluation_folder.about(self._config, num_steps) if metrics else {},
-            metrics=metrics,
-            steps=num_steps,
-            wall_seconds=seconds,
-            images_per_s=num_steps * self._config.data.global_batch / max(seconds, 1e-9),
-        )
-        if self._config.run.report and metrics:
-            self._report()
-        return result
-
-    def _report(self) -> None:
-        """Writes report.html; what people look at must not end the run."""
-        from atss_jax.run import report  # Matplotlib: half a second of a start
-
-        try:
-            self._writer.flush()
-            self._progress.note(f"report: {report.write_report(Path(self._workdir))}")
-        except Exception:  # noqa: BLE001
-            logging.warning("the report is not written", exc_info=True)

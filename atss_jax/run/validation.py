@@ -14,7 +14,7 @@ from atss_jax.data import images, loader
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.evaluation import passes
 from atss_jax.evaluation.coco_metrics import METRICS, known_or_none
-from atss_jax.evaluation.whole_split import Outcome, PlannedPass, evaluate
+from atss_jax.evaluation.whole_split import Outcome, PlannedPass, detect_all, evaluate
 from atss_jax.models.detector import DetectorNetwork, init_variables
 from atss_jax.run import build, classes, evaluation_folder, predict_steps, workdir_files
 from atss_jax.run.recipe import Recipe
@@ -67,6 +67,13 @@ class Validation:
             with_metrics=not self._config.eval.format_only,
             should_stop=should_stop,
         )
+
+    def try_first_batch(self, variables: Any) -> None:
+        """Detects in the first batch of the first pass: an error there is known before training."""
+        look = self._looks[0]
+        with self._batches(look.settings) as batches:
+            first = iter([next(batches)])
+        detect_all(look.predict_step, variables, first, mesh=self._mesh)
 
     def _batches(self, one_pass: passes.Pass) -> loader.Batches:
         """Every image once, at the size of a pass."""

@@ -1,7 +1,8 @@
 """What stands beside a checkpoint: checksums of its files, and the run's facts at its step.
 
 Orbax restores a flipped bit without a word, so every file of `checkpoints/<step>/` is summed when
-the save is complete, and summed again before it is read. The record is `checkpoints/<step>.json`.
+the save is complete, and summed again before it is read. The record is `checkpoints/<step>.json`,
+and holds a checksum of itself, too.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from etils import epath
 
 from atss_jax.errors import UserError
+from atss_jax.files import write_whole
 
 T = TypeVar("T")
 
@@ -20,6 +22,8 @@ READ_ATTEMPTS = 3
 """A read that fails (not: that finds damage) is tried so often."""
 PAUSE_SECONDS = 1.0
 """Before the second attempt; twice as long before the next."""
+OWN_CHECKSUM = "crc32_of_this_record"
+"""Entry of a record; records of version 0.1 lack it."""
 GLOB_CHARACTERS = "[]*?\\"
 """Orbax finds the parts of a checkpoint by patterns: such a path cannot be read again."""
 
@@ -98,15 +102,25 @@ def read_record(folder: epath.Path, step: int) -> dict[str, Any] | None:
         raise DamagedError(f"{path} is no JSON ({error})") from error
     if not isinstance(record, dict) or not isinstance(record.get("run"), dict):
         raise DamagedError(f"{path} is no record of a checkpoint")
+    if OWN_CHECKSUM in record:
+        saved = record.pop(OWN_CHECKSUM)
+        if saved != _own_checksum(record):
+            raise DamagedError(f"{path} is not what was saved: its own checksum differs")
+    elif not set(record) <= {"files", "metrics", "run"}:
+        raise DamagedError(f"{path} has unknown entries: {sorted(record)}")
     return record
+
+
+def _own_checksum(record: dict[str, Any]) -> int:
+    """CRC-32 of a record's content."""
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def write_record(folder: epath.Path, step: int, record: dict[str, Any]) -> None:
     """Writes a record so that a reader sees the old or the new one."""
     path = record_path(folder, step)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(record, sort_keys=True) + "\n")
-    temporary.replace(path)
+    whole = {**record, OWN_CHECKSUM: _own_checksum(record)}
+    write_whole(path, json.dumps(whole, sort_keys=True) + "\n")
 
 
 def verify(folder: epath.Path, step: int) -> bool:

@@ -69,7 +69,7 @@ class CompiledByShape:
 
     def program(self, *arguments: Any) -> Any:
         """The compiled program for these arguments (arrays or `jax.ShapeDtypeStruct`s)."""
-        key = tuple(leaf.shape for leaf in jax.tree.leaves(arguments[-1]))
+        key = _key(arguments)
         if key not in self._programs:
             if len(self._programs) >= self._expected:
                 logging.warning(
@@ -87,10 +87,19 @@ class CompiledByShape:
             self._programs[key] = program
         return self._programs[key]
 
+    def cost(self, *arguments: Any) -> Cost:
+        """Cost of the program that ran for these arguments; only the last one is looked at."""
+        return self.costs[_key(arguments)]
+
     @property
     def num_programs(self) -> int:
         """Programs compiled so far."""
         return len(self._programs)
+
+
+def _key(arguments: tuple) -> tuple:
+    """What programs differ by: the shapes of the last argument."""
+    return tuple(leaf.shape for leaf in jax.tree.leaves(arguments[-1]))
 
 
 def return_freed_memory() -> None:

@@ -11,11 +11,14 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
+
+from atss_jax.files import write_whole
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -158,9 +161,15 @@ class MetricWriter:
                 )
             import wandb  # pyright: ignore[reportMissingImports] - an extra
 
+            known = workdir / "wandb_id.txt"
             self._wandb = wandb.init(
-                project=wandb_project, dir=os.fspath(workdir), config=dict(config or {})
+                project=wandb_project,
+                dir=os.fspath(workdir),
+                config=dict(config or {}),
+                id=known.read_text().strip() if known.exists() else None,
+                resume="allow",  # a run that goes on stays one run
             )
+            write_whole(known, self._wandb.id + "\n")
 
     def write(self, step: int, values: Mapping[str, float], *, prefix: str = "") -> None:
         """Writes computed scalars of a step; names are prefixed in every sink."""
@@ -279,5 +288,7 @@ def _clock(seconds: float) -> str:
 def configure_logging() -> None:
     """Warnings and errors of this package on stderr, one line each."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    for name in ("absl", "jax"):  # Orbax tells every save at length, JAX each missing backend
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("jax").setLevel(logging.WARNING)  # it tells each missing backend
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax: every save, every restore
+    for package in ("orbax", "flax", "grain", "jax", "etils"):
+        warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")

@@ -4,6 +4,7 @@ One mesh axis, "data", over all devices of all hosts. Arrays are global; each ho
 There are no collectives by name anywhere: the compiler inserts them from the shardings.
 """
 
+import socket
 from typing import Any
 
 import jax
@@ -51,6 +52,8 @@ def initialize(
         }
     else:
         raise UserError(f'run.distributed={mode!r}: use "none", "auto" or "address".')
+    if mode == "address" and process_id == 0:
+        _check_port(coordinator)
     try:
         jax.distributed.initialize(
             initialization_timeout=timeout, heartbeat_timeout_seconds=60, **arguments
@@ -62,6 +65,20 @@ def initialize(
             f"within {timeout} s (run.init_timeout). Check that all processes run, that the port "
             f"is open, and that they agree on the address. JAX says: {error}"
         ) from error
+
+
+def _check_port(coordinator: str) -> None:
+    """Raises UserError if the port is taken: JAX would end with a crash."""
+    port = coordinator.rpartition(":")[2]
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", int(port)))
+        except (OSError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"run.coordinator={coordinator!r}: process 0 cannot listen at port {port!r} "
+                f"({error}). Use a free port, the same for all processes."
+            ) from error
 
 
 def make_mesh() -> Mesh:
@@ -121,28 +138,6 @@ def state_shardings(state: Any, mesh: Mesh, *, fsdp: bool) -> Any:
         return NamedSharding(mesh, PartitionSpec(*(None,) * largest, AXIS))
 
     return jax.tree.map(sharding, state)
-
-
-def assert_same_everywhere(text: str, what: str) -> None:
-    """Raises on every process unless all of them hold the same text (a config, a plan).
-
-    Raises:
-      RuntimeError: with the numbers of the processes that differ from process 0.
-    """
-    if jax.process_count() == 1:
-        return
-    import hashlib
-
-    from jax.experimental import multihost_utils
-
-    digest = np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], np.int32)
-    digests = np.asarray(multihost_utils.process_allgather(digest))
-    others = [i for i, row in enumerate(digests) if not np.array_equal(row, digests[0])]
-    if others:
-        raise RuntimeError(
-            f"{what} differs between process 0 and processes {others}. Start all of them with the "
-            "same code, data and configuration."
-        )
 
 
 def broadcast_text(text: str) -> str:

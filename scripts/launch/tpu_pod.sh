@@ -42,8 +42,11 @@ delete() {
 }
 
 install() {
-  git archive --format=tar.gz --output=/tmp/atss_jax.tar.gz HEAD &&
-    "${tpu[@]}" tpu-vm scp /tmp/atss_jax.tar.gz "$name": "${where[@]}" --worker=all &&
+  local folder
+  folder="$(mktemp -d)" || return
+  git archive --format=tar.gz --output="$folder/atss_jax.tar.gz" HEAD &&
+    "${tpu[@]}" tpu-vm scp "$folder/atss_jax.tar.gz" "$name": "${where[@]}" --worker=all &&
+    rm -r "$folder" &&
     on_all_workers "mkdir -p atss_jax && tar xzf atss_jax.tar.gz -C atss_jax && cd atss_jax &&
       python3 -m pip install --quiet --editable '.[tpu]'"
 }

@@ -1,0 +1,274 @@
+"""The loop of a training run: save, evaluate, step, until done or told to stop.
+
+The order within a step number s (updates done): save when due, evaluate when due and attach the
+metrics to that checkpoint, draw, then update. So an evaluation that fails or is stopped loses no
+step, a checkpoint is exactly what was measured, and `metrics.jsonl` is on disk before it.
+"""
+
+import contextlib
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from atss_jax.data import loader
+from atss_jax.run import (
+    build,
+    evaluation_folder,
+    pictures,
+    preflight,
+    recipe_io,
+    stop_signal,
+    validation,
+    workdir_files,
+    workdir_lock,
+)
+from atss_jax.run.recipe import Recipe
+from atss_jax.run.step_log import NonFiniteError, StepLog
+from atss_jax.run.stop_signal import Preempted, StopSignal
+from atss_jax.run.training_setup import Setup
+from atss_jax.runtime import compiled, parallel
+from atss_jax.runtime.checkpoint import Checkpointer
+from atss_jax.runtime.metric_writer import MetricWriter, Progress
+from atss_jax.training import train_step
+from atss_jax.training.train_step import TrainState
+
+
+class Loop:
+    """The loop and what it holds open.
+
+    Args:
+      config: the recipe.
+      workdir: folder of the run.
+      setup: the run's constants.
+      checkpointer: of the workdir.
+      val: evaluates; None never does.
+      start: step of the restored checkpoint; 0 for a new run.
+      known: what its record says of the run; {} for a new run.
+      step: the compiled training step.
+      stop: the wish to stop.
+    """
+
+    def __init__(
+        self,
+        config: Recipe,
+        workdir: epath.Path,
+        setup: Setup,
+        checkpointer: Checkpointer,
+        val: validation.Validation | None,
+        start: int,
+        known: dict[str, Any],
+        step: compiled.CompiledByShape,
+        stop: StopSignal,
+    ):
+        is_first = jax.process_index() == 0
+        self._config, self._workdir, self._setup = config, workdir, setup
+        self._checkpointer, self._validation, self._start = checkpointer, val, start
+        self._writer = MetricWriter(
+            workdir,
+            keep_until=start,
+            is_evaluated=str(start) in known.get("evaluated", {}),
+            is_active=is_first,
+            wandb_project=config.run.wandb,
+            config=recipe_io.recipe_to_dict(config),
+        )
+        self._progress = Progress(start, setup.num_steps, is_active=is_first)
+        self._log = StepLog(config, workdir, setup, self._writer, self._progress, known)
+        self._step = step
+        self._is_profiling = False
+        self._evaluated: dict[str, dict[str, float]] = dict(known.get("evaluated", {}))
+        self._stop: tuple[int, bool] = (-1, False)
+        self._signal = stop
+        self._batches: loader.Batches | None = None
+
+    def run(self, state: TrainState) -> dict[str, Any]:
+        """From the restored state to the last step; returns result.json."""
+        run, num_steps = self._config.run, self._setup.num_steps
+        if self._start < num_steps:
+            self._log.start(state, list(self._step.costs.values()))
+            self._batches = build.train_batches(
+                self._config, self._setup.train_set, self._setup.plan, self._start
+            )
+        else:
+            self._progress.note(f"all {num_steps} steps are done already")
+        self._signal.check()
+        self._signal.enter("the step ends, and its state is saved", stop_signal.STEP_SECONDS)
+        self._progress.pause()
+        for step in range(self._start, num_steps + 1):
+            done = step == num_steps
+            evaluate = self._evaluation_is_due(step)
+            save_due = step % run.checkpoint_every == 0 and step > self._start
+            if save_due or done or evaluate or self._told_to_stop(step):
+                self._save(step, state, wait=done or evaluate)
+            finished = self._evaluate(step, state) if evaluate else True
+            if not finished or self._told_to_stop(step):
+                self._checkpointer.wait()
+                raise Preempted(f"saved at step {step}; run the same command again to go on.")
+            if not done:
+                self._profile(step)
+                updated = self._update(step, state)
+                if updated is None:  # its batch did not come: the state before it is saved
+                    self._save(step, state, wait=True)
+                    raise Preempted(
+                        f"the batch of step {step + 1} did not come; saved at step {step}; run the "
+                        "same command again to go on."
+                    )
+                state = updated
+        return self._result()
+
+    def close(self) -> None:
+        """Ends workers, pending saves and files."""
+        with contextlib.ExitStack() as stack:  # one that fails does not keep the others open
+            stack.callback(self._writer.close)
+            stack.callback(self._checkpointer.close)
+            if self._is_profiling:
+                stack.callback(jax.profiler.stop_trace)
+            if self._batches is not None:
+                stack.callback(self._batches.close)
+
+    def _update(self, step: int, state: TrainState) -> TrainState | None:
+        """One update; the batch was prepared while the last one ran. None without the batch."""
+        assert self._batches is not None
+        waited = time.perf_counter()
+        host_batch = self._batches.next_unless(self._is_told)
+        if host_batch is None:
+            return None
+        waited = time.perf_counter() - waited
+        batch = parallel.shard_batch(host_batch, self._setup.mesh)
+        with (
+            jax.profiler.StepTraceAnnotation("train", step_num=step),
+            jax.transfer_guard("disallow"),
+        ):
+            state, metrics = self._step(state, batch)
+        flops = self._step.cost(batch).flops
+        self._log.add(step, metrics, np.asarray(host_batch.record_index), waited, flops)
+        return state
+
+    def _evaluation_is_due(self, step: int) -> bool:
+        """Whether this step is to be evaluated, and its record has no metrics yet."""
+        every = self._config.run.eval_every
+        due = step == self._setup.num_steps or (every and step and step % every == 0)
+        return self._validation is not None and bool(due) and str(step) not in self._evaluated
+
+    def _evaluate(self, step: int, state: TrainState) -> bool:
+        """Evaluates the saved state and records it; False when told to stop meanwhile."""
+        assert self._validation is not None
+        self._progress.note(f"step {step}: evaluating")
+        self._signal.enter(
+            "the evaluation is broken off; its state is saved", stop_signal.EVALUATION_SECONDS
+        )
+        outcome = self._validation.run(
+            train_step.eval_variables(state), should_stop=lambda: self._told_to_stop(step)
+        )
+        if outcome is None:
+            return False
+        self._signal.enter("the evaluation is recorded", None)
+        self._writer.write(step, outcome.metrics, prefix="eval/")
+        self._writer.flush()
+        self._evaluated[str(step)] = outcome.metrics
+        self._checkpointer.attach(step, outcome.metrics, self._known())
+        if jax.process_index() == 0:
+            try:
+                self._show(step, outcome)
+            except Exception:  # noqa: BLE001 - what people look at must not end the run
+                logging.warning("pictures of step %d are not complete", step, exc_info=True)
+        self._signal.enter("the step ends, and its state is saved", stop_signal.STEP_SECONDS)
+        self._progress.pause()
+        return True
+
+    def _known(self) -> dict[str, Any]:
+        """What a resumed run needs beside the state."""
+        return {"evaluated": self._evaluated, **self._log.known()}
+
+    def _show(self, step: int, outcome: validation.Outcome) -> None:
+        """Prints the metrics; writes detections and pictures."""
+        assert self._validation is not None
+        if outcome.metrics:
+            self._progress.note(validation.summary(outcome.metrics))
+        dataset = self._validation.dataset
+        evaluation_folder.write_detections(self._workdir, dataset, outcome.detections)
+        pictures.after_evaluation(
+            self._config,
+            self._workdir,
+            self._setup,
+            dataset,
+            outcome.detections,
+            step,
+            self._writer,
+        )
+
+    def _save(self, step: int, state: TrainState, *, wait: bool) -> None:
+        """Saves the state; the metrics file is on disk first.
+
+        Raises:
+          NonFiniteError: numbers of the state are not finite; nothing is saved.
+          RuntimeError: the workdir vanished, or is another run's.
+        """
+        self._signal.enter("the checkpoint is completed", None)
+        self._log.flush(step)
+        workdir_lock.check_still_held(self._workdir)
+        preflight.check_finite(state, f"the state after step {step}", NonFiniteError)
+        self._writer.flush()
+        wait = wait or not self._config.run.async_checkpoints
+        self._checkpointer.save(step, train_step.state_dict(state), run=self._known(), wait=wait)
+        self._signal.enter("the step ends, and its state is saved", stop_signal.STEP_SECONDS)
+        self._progress.pause()
+
+    def _told_to_stop(self, step: int) -> bool:
+        """True after a signal; several processes agree on the step (asked once a step)."""
+        if self._is_told():
+            return True
+        if self._stop[0] != step:
+            self._stop = (step, self._checkpointer.preempted(step))
+        return self._stop[1]
+
+    def _is_told(self) -> bool:
+        """True after a signal that this process may follow alone."""
+        return self._signal.received and jax.process_count() == 1
+
+    def _profile(self, step: int) -> None:
+        """Starts and ends the trace that `run.profile_steps` asks for, also when resumed inside."""
+        steps = self._config.run.profile_steps
+        if not steps:
+            return
+        if steps[0] <= step < steps[1] and not self._is_profiling:
+            jax.profiler.start_trace(str(self._workdir / "profile"))
+            self._is_profiling = True
+        elif step >= steps[1] and self._is_profiling:
+            jax.profiler.stop_trace()
+            self._is_profiling = False
+            logging.warning("profile of steps %s written to %s", steps, self._workdir / "profile")
+
+    def _result(self) -> dict[str, Any]:
+        """Writes result.json."""
+        num_steps = self._setup.num_steps
+        metrics = self._evaluated.get(str(num_steps), {})
+        seconds = self._log.total_seconds()
+        self._signal.enter("the run is complete", None)
+        if jax.process_index() != 0:
+            return {}
+        result = workdir_files.write_result(
+            self._workdir,
+            about=evaluation_folder.about(self._config, num_steps) if metrics else {},
+            metrics=metrics,
+            steps=num_steps,
+            wall_seconds=seconds,
+            images_per_s=num_steps * self._config.data.global_batch / max(seconds, 1e-9),
+        )
+        if self._config.run.report and metrics:
+            self._report()
+        return result
+
+    def _report(self) -> None:
+        """Writes report.html; what people look at must not end the run."""
+        from atss_jax.run import report  # Matplotlib: half a second of a start
+
+        try:
+            self._writer.flush()
+            self._progress.note(f"report: {report.write_report(Path(self._workdir))}")
+        except Exception:  # noqa: BLE001
+            logging.warning("the report is not written", exc_info=True)
