@@ -305,8 +305,8 @@ def test_a_read_that_blocks_holds_neither_the_stop_nor_the_end(monkeypatch, capl
         close = answer.wait
 
     batches = loader.Batches(Blocked(), None)
-    asked = []
-    assert batches.next_unless(lambda: len(asked) > 1 or asked.append(1)) is None
+    asked = iter([False, False, True])
+    assert batches.next_unless(lambda: next(asked)) is None
     batches.close()
     assert "did not end within" in caplog.text
     answer.set()

@@ -139,7 +139,7 @@ def test_nan_weights_skip_the_update_and_keep_everything(folder):
     state = train_step.init_state(parts.settings, variables)
     metrics_like = train_step.Losses(*(jnp.array(v) for v in (np.nan, 1.0, 1.0, 1.0, 3.0)))
     ones = jax.tree.map(jnp.ones_like, state.params)
-    update = jax.jit(functools.partial(train_step._update, parts.settings))
+    update = jax.jit(functools.partial(train_step.update_state, parts.settings))
     new, metrics = update(state, ones, metrics_like, state.batch_stats)
     assert not metrics.is_finite and int(new.step) == 1
     for a, b in zip(jax.tree.leaves(new[1:]), jax.tree.leaves(state[1:]), strict=True):
@@ -168,7 +168,7 @@ def test_a_skipped_step_does_not_shift_the_schedule(folder):
     ones = {"w": jnp.ones(3)}
     for gradients in ({"w": jnp.full(3, jnp.nan)}, ones):
         before = state.params["w"]
-        state, metrics = train_step._update(settings, state, gradients, losses, {})
+        state, metrics = train_step.update_state(settings, state, gradients, losses, {})
     np.testing.assert_allclose(metrics.learning_rate, 0.2)
     decay = config.optim.weight_decay * before
     np.testing.assert_allclose(before - state.params["w"], 0.2 * (1 + decay), rtol=1e-6)

@@ -13,8 +13,8 @@ import pytest
 from absl import flags
 from jax.sharding import AxisType
 
-import report
 from atss_jax import main
+from atss_jax.run import report
 from atss_jax.run.detector import Detector
 from atss_jax.runtime import parallel
 from atss_jax.runtime.metric_writer import read_rows
