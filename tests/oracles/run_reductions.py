@@ -23,10 +23,7 @@ from atss_jax.structures import HeadOutputs, Targets
 from atss_jax.training import losses as losses_lib
 from atss_jax.training import optim
 from atss_jax.training.box_losses import BOX_LOSSES
-<<<<<<< HEAD
-=======
 from atss_jax.training.loss_counts import count_normalizers
->>>>>>> proof
 
 BATCH = 2
 NUM_CLASSES = 80
@@ -80,26 +77,16 @@ def loss_errors(recipe: Recipe, bucket: tuple[int, int]) -> dict[str, float]:
         np.sum(np.where(ignored[..., None], 0, focal(logits, labels)), dtype=np.float64)
         for logits, labels, ignored in parts
     )
-<<<<<<< HEAD
-    box_loss = BOX_LOSSES[losses.box_loss]
-    pair_losses = jax.jit(lambda o, t: box_loss(losses._pair(o.box_regression, t, grid)))
-    box = np.where(targets.is_positive, pair_losses(outputs, targets), 0)
-=======
     of_pair = BOX_LOSSES[recipe.loss.box_loss]
     terms = jax.jit(lambda o, t: of_pair(losses._pair(o.box_regression, t, grid)))
     box = np.where(targets.is_positive, terms(outputs, targets), 0)
->>>>>>> proof
     if losses._is_weighted(center is not None):
         box = box * targets.centerness
     result = {
         "cls": error(sums.cls, np.asarray(cls)),
         "box": error(sums.box, np.sum(box, dtype=np.float64)),
         "positives": error(norms.num_positives, np.sum(targets.is_positive)),
-<<<<<<< HEAD
-        "centerness_sum": error(norms.box_weight_sum, np.sum(targets.centerness, dtype=np.float64)),
-=======
         "weight_sum": error(norms.box_weight_sum, np.sum(targets.centerness, dtype=np.float64)),
->>>>>>> proof
     }
     if center is not None:
         x = np.concatenate([c.reshape(BATCH, -1) for c in center], 1).astype(np.float64)
