@@ -33,8 +33,8 @@ def test_a_smaller_bucket_is_added_where_many_images_are_smaller():
     wide, square = [[100, 400]] * 50, [[400, 400]] * 50
     found = derive_sizes(np.array(wide + square + [[250, 400]]), 320)
     assert found.short_side == 200
-    # squares take 200x200 px: a bucket of 224x224 beside 224x320
-    assert found.buckets == ((224, 224), (224, 320), (320, 224))
+    # the wide ones take 80x320 px, and are half of all
+    assert found.buckets == ((96, 320), (224, 320), (320, 96), (320, 224))
 
 
 def test_small_objects_ask_for_large_images():

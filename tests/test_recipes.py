@@ -58,7 +58,7 @@ def test_recipes_are_found_by_name_from_anywhere(tmp_path):
         (["--config=quickstart", "--config.data.mean=(1,2)"], "config.data.mean=(1, 2)"),
         (["--config=quickstart", "--config.run.log_every=0"], "must be at least 1"),
         (["--config=quickstart", "--config.eval.backend=hotcoc"], "Did you mean 'hotcoco'?"),
-        (["--config=quickstart", "--config.data.imgsz=3"], "config.data.short_side"),
+        (["--config=quickstart", "--config.data.imgsz=3"], "config.data.image_size"),
         (["--config=quickstart", "--config.optim.batch_size=3"], "config.data.global_batch?"),
         (["--config=quickstart", "--config.data=shapes"], "config.data: a group. Give one of its"),
         (["--config=quickstart", "--config.run.resume=1"], "of its --workdir by itself"),

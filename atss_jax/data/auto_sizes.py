@@ -7,7 +7,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, SupportsInt
 
 import numpy as np
 
@@ -99,7 +99,7 @@ def derive_sizes(sizes: Int[np.ndarray, "N 2"], image_size: int) -> Sizes:
     return Sizes(short_side, image_size, tuple(sorted(both)))
 
 
-def choose_max_boxes(num_boxes: Iterable[int]) -> int:
+def choose_max_boxes(num_boxes: Iterable[SupportsInt]) -> int:
     """Slots of ground truth: a quarter more than any image needs, in multiples of 8.
 
     >>> choose_max_boxes([3, 19])

@@ -30,9 +30,8 @@ SYNONYMS = {
     "grad_clip": "optim.clip_norm",
     "batch": "data.global_batch",
     "batch_size": "data.global_batch",
-    "imgsz": "data.short_side",
-    "img_size": "data.short_side",
-    "image_size": "data.short_side",
+    "imgsz": "data.image_size",
+    "img_size": "data.image_size",
     "workers": "data.num_workers",
     "weights": "model.init_from",
     "pretrained": "model.init_from",
@@ -114,7 +113,8 @@ def unknown_field_message(name: str) -> str:
         candidates = known
     else:
         candidates = [*GROUPS, *(k.rsplit(".", 1)[-1] for k in known)]
-    suggestion = difflib.get_close_matches(name, candidates, n=1, cutoff=0.0)[0]
+    near = difflib.get_close_matches(name, GROUPS, n=1) if not field else []
+    suggestion = (near or difflib.get_close_matches(name, candidates, n=1, cutoff=0.0))[0]
     if not field and suggestion not in GROUPS:
         suggestion = next(k for k in known if k.endswith("." + suggestion))
     return f"config.{name}: no such field. Did you mean config.{suggestion}?"

@@ -50,7 +50,7 @@ def train(
     *,
     workdir: str | Path = "",
     config: str = "coco_json",
-    epochs: float | None = None,
+    epochs: int | float | None = None,
     image_size: int | None = None,
     batch_size: int | None = None,
     fields: Mapping[str, Any] | None = None,
