@@ -70,7 +70,7 @@ def recipe(arg: str = "") -> Recipe:
         centerness, level_scale: true, false;
         assigner: iou, spatial_scale, center_sampling, atss;
         regression: box, point (with one anchor a location);
-        k: candidates a level of assigner=atss;
+        k: candidates per level of assigner=atss;
         anchor_scale: side of the square anchor in strides;
         aspect_ratio: height / width of the only anchor;
         num_scales: anchor scales an octave, num_ratios: 1 or 3. RetinaNet's nine anchors are

@@ -22,7 +22,7 @@ repository; "2x" and multi-scale training but for ResNet-50:
 
 For test-dev add `--config.eval.format_only=True` and give `data.val_annotations` and
 `data.val_images` of the test images, then send in the zip in the evaluation's folder. The official
-runs have 16 images a step on 8 GPUs; the learning rate follows another global batch.
+runs have 16 images per step on 8 GPUs; the learning rate follows another global batch.
 """
 
 from dataclasses import replace

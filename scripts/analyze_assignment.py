@@ -185,7 +185,7 @@ def plot(counts: dict[str, np.ndarray], sides: np.ndarray, path: Path) -> None:
         xscale="log",
         yscale="symlog",
         xlabel="object side, px of the original image",
-        ylabel="positives an object",
+        ylabel="positives per object",
         title="positives by object size",
     )
     left.set_ylim(bottom=0)

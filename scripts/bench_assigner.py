@@ -78,7 +78,7 @@ def random_scenes(batch: int, slots: int, seed: int = 0):
 
 
 def compile_for(assign, grid, scenes):
-    """The compiled, batched assigner and its temporary memory in bytes an image."""
+    """The compiled, batched assigner and its temporary memory in bytes per image."""
     import jax
 
     compiled = jax.jit(jax.vmap(functools.partial(assign, grid))).lower(*scenes).compile()

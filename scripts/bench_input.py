@@ -228,7 +228,7 @@ def main() -> None:
     padding = make_plan(dataset, args, 1).padding
     times = one_thread(dataset, plan, args.rounds)
     rest = times["ours"] - times["read"] - times["decode"] - times["resize"]
-    print(f"{dataset.num_records} images, batches of {args.batch_size}, CPU ms an image:")
+    print(f"{dataset.num_records} images, batches of {args.batch_size}, CPU ms per image:")
     for name in ("read", "decode", "resize"):
         print(f"  {name:<36}{times[name]:8.2f}")
     print(f"  {'rest (flip, pad, boxes, batch)':<36}{rest:8.2f}")

@@ -3,7 +3,7 @@
     python scripts/scale_simulation.py --processes 256 1024
 
 Builds the plan of COCO's size (117,266 images with objects, sizes drawn at random) with so many
-images a step, and times what one process does for each of its steps. Bytes of the evaluation's
+images per step, and times what one process does for each of its steps. Bytes of the evaluation's
 gather follow from shapes. Nothing is trained, and no network is used.
 """
 
@@ -30,7 +30,7 @@ def simulate(processes: int, per_process: int, *, steps: int, images: int) -> di
 
     Args:
       processes: of the job.
-      per_process: images a step of each.
+      per_process: images per step of each.
       steps: of the plan that are timed.
       images: of the training set.
     """

@@ -22,7 +22,7 @@ class TorchvisionTraining:
     Args:
       python: interpreter with torch and torchvision.
       shape: (H, W) of the images.
-      batch: images a step.
+      batch: images per step.
     """
 
     def __init__(self, python: str, shape: tuple[int, int], batch: int):

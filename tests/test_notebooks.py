@@ -21,4 +21,4 @@ def test_runs(path):
         if cell.cell_type == "code"
         for output in cell.outputs
     )
-    assert "positives" in text and "ms an image" in text
+    assert "positives" in text and "ms per image" in text

@@ -65,7 +65,7 @@ class BatchPlan:
         Args:
           sizes: (h, w) of every record, px.
           buckets: padded shapes (H, W), multiples of 32.
-          global_batch: images a step, over all hosts.
+          global_batch: images per step, over all hosts.
           seed: of everything that is drawn.
           short_sides: drawn from evenly, for each image; a range of the paper is
             `tuple(range(640, 801))`.

@@ -73,7 +73,7 @@ class StepLog:
             f"part(s), {self._setup.num_steps} steps, learning rate {rate:.3g} half-way",
             f"parameters: {count:,}, of which {sum(jax.tree.leaves(frozen)):,} frozen",
             f"programs: {len(costs)}, compiled in {seconds:.1f} s; "
-            f"{flops:.3g} FLOP a step; {memory / 2**20:.0f} MiB a device",
+            f"{flops:.3g} FLOP per step; {memory / 2**20:.0f} MiB per device",
         ]
         if int(state.step):
             lines.append(f"going on from the checkpoint of step {int(state.step)}")
@@ -182,7 +182,7 @@ class StepLog:
                 f"{self._bad_in_a_row} steps in a row up to {step} had non-finite numbers "
                 f"(run.max_bad_steps={self._config.run.max_bad_steps}). The parameters are those "
                 f"before them. Look at {folder}; lower optim.learning_rate, set optim.clip_norm, "
-                "or mend the images named there."
+                "or fix the images named there."
             )
 
 

@@ -117,13 +117,13 @@ class JsonLines:
 
 
 class MetricWriter:
-    """All sinks of one process; the processes beside the first write nothing.
+    """All sinks of one process; the processes other than the first write nothing.
 
     Args:
       workdir: folder of the run.
       keep_until: step of the restored checkpoint; later rows are dropped and written again.
       is_evaluated: False drops the evaluation at `keep_until`, which is done again.
-      is_active: False on processes beside the first.
+      is_active: False on processes other than the first.
       wandb_project: Weights & Biases project, "" for none.
       config: the recipe as a dict, for Weights & Biases.
     """
@@ -249,7 +249,7 @@ class Progress:
 
         Args:
           step: steps done.
-          batch_size: images a step.
+          batch_size: images per step.
           values: further texts to show.
         """
         now = time.monotonic()

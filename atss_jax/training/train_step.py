@@ -146,7 +146,7 @@ def train_step(
     counts of the whole batch must be known before any of their losses, so the network then runs
     forward once more to get the targets, or the predicted weights of box losses. The alternative,
     gradients of the unnormalised sums apart from each other, takes more backward passes, each
-    dearer than one forward pass.
+    more expensive than one forward pass.
 
     Args:
       settings: constants of the step.

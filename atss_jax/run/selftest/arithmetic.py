@@ -33,7 +33,7 @@ PROBE_ROWS = 32_769
 
 
 def wrong_sums() -> int:
-    """How many sums of the pattern of JAX issue 39103 are wrong; nothing of ours has it."""
+    """How many sums of the pattern of JAX issue 39103 are wrong."""
     squares = np.arange(PROBE_ROWS, dtype=np.float64) ** 2
     rows = np.zeros((PROBE_ROWS, 3), np.float32)
     rows[:, 0] = np.arange(PROBE_ROWS)
