@@ -1,7 +1,6 @@
 """Experiments of `fault_matrix.py` that need no process of their own: seconds for all of them.
 
-Each is a function that raises AssertionError, or one of its sharper kinds in `fault_damage`, if the
-behaviour is wrong.
+Each is a function that raises AssertionError, or a kind of it from `fault_damage`, where it fails.
 """
 
 import contextlib

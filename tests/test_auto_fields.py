@@ -9,7 +9,7 @@ from atss_jax.data.auto_sizes import choose_image_size, choose_max_boxes, derive
 from atss_jax.data.images import resized_size
 from atss_jax.errors import UserError
 from atss_jax.main import numbers_for_auto
-from atss_jax.run import auto_batch, auto_fields, build
+from atss_jax.run import auto_batch, auto_fields, build, recipe_changes
 from tests import tiny
 
 
@@ -111,3 +111,19 @@ def test_the_compilers_figures_choose_the_batch(tmp_path):
         found = auto_batch.choose_batch(config, 3, limit=sizes[fitting] + 1)
         assert found.global_batch == 8 * fitting and found.needed == sizes[fitting]
         assert found.next_needed == sizes[2 * fitting]
+
+
+def test_a_resumed_run_keeps_what_it_chose(tmp_path):
+    """Also where the recipe's own sizes are not the defaults, or the device has less memory."""
+    config = tiny.make_config(tmp_path, data__image_size=0, data__max_boxes=0, data__global_batch=0)
+    sizes = {"short_side": 60, "max_long_side": 96, "buckets": ((64, 96), (96, 64))}
+    old = dataclasses.replace(
+        config,
+        data=dataclasses.replace(
+            config.data, image_size=96, max_boxes=16, global_batch=24, **sizes
+        ),
+    )
+    assert recipe_changes.with_chosen(config, old, training=True) == old
+    assert recipe_changes.is_left_open(config) and not recipe_changes.is_left_open(old)
+    other = dataclasses.replace(old, data=dataclasses.replace(old.data, image_size=128))
+    assert recipe_changes.with_chosen(other, old, training=True).data.image_size == 128

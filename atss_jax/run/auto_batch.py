@@ -9,20 +9,16 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from atss_jax.assigners.registry import make_assigner, make_warmup_assigner
+from atss_jax.data import loader
 from atss_jax.errors import UserError
-from atss_jax.models.detector import DetectorNetwork, frozen_mask, init_variables
-from atss_jax.run.predict_steps import normalization
+from atss_jax.models.detector import init_variables
 from atss_jax.run.recipe import Recipe
-from atss_jax.structures import Batch, GroundTruth
-from atss_jax.training import optim, train_step
-from atss_jax.training.losses import make_losses
-from atss_jax.training.train_step import StepSettings
+from atss_jax.run.training_setup import step_settings
+from atss_jax.training import train_step
 
 LARGEST = 64
 """Images per device that are tried at most: larger batches need another schedule."""
@@ -79,26 +75,10 @@ def step_bytes(config: Recipe, num_classes: int, images: int) -> int:
       images: per device.
     """
     largest = max(config.data.buckets, key=math.prod)
-    model = DetectorNetwork(config.model, num_classes, config.anchors.num_per_location)
-    variables = jax.eval_shape(lambda: init_variables(model, largest, 0))
-    frozen = frozen_mask(variables["params"], config.model)
-    schedule = optim.make_schedule(with_batch(config, images).optim, images, 2)
-    settings = StepSettings(
-        model=model,
-        anchors=config.anchors,
-        assign=make_assigner(config.assigner),
-        optimizer=optim.make_optimizer(variables["params"], frozen, config.optim, schedule),
-        schedule=schedule,
-        frozen=frozen,
-        normalization=normalization(config),
-        loss=make_losses(config.loss, config.model.regression),
-        accumulate=config.optim.accumulate,
-        ema_decay=config.optim.ema_decay,
-        warmup_assign=make_warmup_assigner(config.assigner),
-        warmup_steps=config.assigner.warmup_steps,
-    )
+    settings = step_settings(with_batch(config, images), num_classes, num_steps=2)
+    variables = jax.eval_shape(lambda: init_variables(settings.model, largest, 0))
     state = jax.eval_shape(lambda v: train_step.init_state(settings, v), variables)
-    batch = _abstract_batch(largest, images, config.data.max_boxes)
+    batch = loader.batch_shapes(largest, images, config.data.max_boxes)
     step = jax.jit(lambda s, b: train_step.train_step(settings, None, s, b), donate_argnums=0)
     memory = step.lower(state, batch).compile().memory_analysis()
     if memory is None:
@@ -170,20 +150,3 @@ def with_batch(config: Recipe, global_batch: int) -> Recipe:
     """The recipe with another batch; `optim.lr_scaling` says what the learning rate does then."""
     data = dataclasses.replace(config.data, global_batch=global_batch)
     return dataclasses.replace(config, data=data)
-
-
-def _abstract_batch(bucket: tuple[int, int], images: int, max_boxes: int) -> Batch:
-    def shape(*dimensions: int, dtype: Any) -> Any:
-        return jax.ShapeDtypeStruct((images, *dimensions), dtype)
-
-    return Batch(
-        image=shape(*bucket, 3, dtype=jnp.uint8),
-        image_size=shape(2, dtype=jnp.int32),
-        ground_truth=GroundTruth(
-            boxes=shape(max_boxes, 4, dtype=jnp.float32),
-            labels=shape(max_boxes, dtype=jnp.int32),
-            is_valid=shape(max_boxes, dtype=jnp.bool_),
-        ),
-        record_index=shape(dtype=jnp.int32),
-        scale=shape(2, dtype=jnp.float32),
-    )

@@ -10,19 +10,13 @@ import numpy as np
 
 from atss_jax.data import auto_sizes
 from atss_jax.data.dataset import DetectionDataset
-from atss_jax.run import auto_batch
+from atss_jax.run import auto_batch, recipe_changes
 from atss_jax.run.recipe import Recipe
-from atss_jax.run.recipe_io import AUTO_FIELDS
 
 
 def is_automatic(config: Recipe) -> bool:
     """Whether a field of the recipe asks to be chosen."""
-    return any(
-        getattr(getattr(config, group), field) == value
-        for group, field, value in (
-            (*name.split("."), value) for name, value in AUTO_FIELDS.items()
-        )
-    ) or (config.data.image_size > 0)
+    return config.data.image_size >= 0 or recipe_changes.is_left_open(config)
 
 
 def resolve(

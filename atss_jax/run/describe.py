@@ -12,7 +12,7 @@ from atss_jax.models.backbone import STEM
 from atss_jax.models.backbones import make_backbone
 from atss_jax.models.config import ModelConfig
 from atss_jax.models.detector import DetectorNetwork, frozen_mask, init_variables
-from atss_jax.run import build, classes
+from atss_jax.run import auto_fields, build, classes
 from atss_jax.run.recipe import Recipe
 from atss_jax.structures import Targets
 from atss_jax.training.losses import LossSettings, make_losses
@@ -172,13 +172,17 @@ def describe(config: Recipe, workdir: epath.Path | None = None) -> str:
       config: the recipe.
       workdir: of a run, if there is one.
     """
+    chosen: list[str] = []
+    if workdir is None and auto_fields.is_automatic(config):
+        train_set = build.load_dataset(config, "train")
+        config, chosen = auto_fields.resolve(config, train_set, build.load_dataset(config, "val"))
     num_classes, source = _count_classes(config, workdir)
     model = DetectorNetwork(config.model, num_classes, config.anchors.num_per_location)
     largest = max(config.data.buckets, key=math.prod)
     variables = jax.eval_shape(lambda: init_variables(model, largest, 0))
     frozen = frozen_mask(variables["params"], config.model)
     grid = make_grid(config.anchors, largest)
-    lines = [f"{config.model.backbone}, {num_classes} classes ({source})", ""]
+    lines = [f"{config.model.backbone}, {num_classes} classes ({source})", *chosen, ""]
     lines += _parameter_lines(count_parameters(variables["params"], frozen, config.model))
     constants = sum(math.prod(a.shape) for a in jax.tree.leaves(variables.get("batch_stats", {})))
     lines += [f"{'constants and statistics of norms':34}{constants:>14,}", ""]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from atss_jax.run import recipe_io
 from atss_jax.run.recipe import Recipe
+from atss_jax.run.recipe_io import AUTO_FIELDS
 
 PARAMETER_GROUPS = ("model", "anchors", "assigner", "loss", "optim")
 """Groups that change the parameters, but for the fields of `HARMLESS`."""
@@ -107,16 +108,22 @@ def _is_locked_elsewhere(change: Change, old: Recipe) -> bool:
     return change.name in NORMALIZATION or change.name == "data.image_size"
 
 
-def with_chosen(config: Recipe, old: Recipe) -> Recipe:
+def is_left_open(config: Recipe) -> bool:
+    """Whether a field is "auto": not chosen yet."""
+    return any(_of(config, name) == value for name, value in AUTO_FIELDS.items())
+
+
+def with_chosen(config: Recipe, old: Recipe, *, training: bool = False) -> Recipe:
     """A recipe whose fields left to be chosen ("auto") are those that the run chose.
 
     Args:
       config: the recipe given now.
       old: the workdir's recipe, in numbers.
+      training: take all sizes of the run's image size; else sizes that are given stay.
     """
-    names = [name for name, value in recipe_io.AUTO_FIELDS.items() if _of(config, name) == value]
+    names = [name for name, value in AUTO_FIELDS.items() if _of(config, name) == value]
     if old.data.image_size > 0 and config.data.image_size in (0, old.data.image_size):
-        names += [name for name in DERIVED if _of(config, name) == _of(Recipe(), name)]
+        names += [n for n in DERIVED if training or _of(config, n) == _of(Recipe(), n)]
     fields = {name.split(".")[1]: _of(old, name) for name in names}
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **fields))
 

@@ -11,12 +11,14 @@ import jax
 from etils import epath
 
 from atss_jax.data import loader
+from atss_jax.data.dataset import DetectionDataset
 from atss_jax.data.plausibility import start_report
 from atss_jax.run import (
     auto_fields,
     build,
     classes,
     preflight,
+    recipe_changes,
     stop_signal,
     train_data,
     validation,
@@ -70,9 +72,8 @@ def _train(
 ) -> dict[str, Any]:
     """Everything that may fail on a user's mistake first; only then is the workdir touched."""
     checkpoint_record.check_folder_name(workdir)
-    if auto_fields.is_automatic(config):
-        config = _in_numbers(config, with_evaluation)
-    setup = set_up(config)
+    config, train_set, val_set = _in_numbers(config, workdir, with_evaluation)
+    setup = set_up(config, train_set)
     if jax.process_count() > 1:
         stop.follow_job(is_leader=jax.process_index() == 0)
     workdir_lock.refuse_if_held(workdir)
@@ -84,7 +85,7 @@ def _train(
     print_schedule_change(workdir, config, setup)
     val = None
     if with_evaluation:
-        dataset = build.load_dataset(config, "val")
+        dataset = build.load_dataset(config, "val") if val_set is None else val_set
         dataset = classes.in_order_of(dataset, names, setup.train_set.name)
         val = validation.Validation(config, setup.settings.model, setup.mesh, dataset=dataset)
         preflight.check_val_set(config, val)
@@ -118,16 +119,28 @@ def _train(
         return _run_in(config, workdir, setup, val, state, step, stop)
 
 
-def _in_numbers(config: Recipe, with_evaluation: bool) -> Recipe:
-    """The recipe with every automatic field chosen; says what was chosen."""
+def _in_numbers(
+    config: Recipe, workdir: epath.Path, with_evaluation: bool
+) -> tuple[Recipe, DetectionDataset | None, DetectionDataset | None]:
+    """The recipe with every automatic field chosen, and the sets where they were read for it.
+
+    A resumed run keeps what it chose. Says what is chosen.
+    """
+    if (workdir / "config.json").exists():
+        old = workdir_files.read_config(workdir)
+        config = recipe_changes.with_chosen(config, old, training=True)
+        is_chosen = config.data.image_size == old.data.image_size
+        if is_chosen and not recipe_changes.is_left_open(config):
+            return config, None, None
+    if not auto_fields.is_automatic(config):
+        return config, None, None
     build.make_mesh(config)  # joins the job: the devices count
     train_set = build.load_dataset(config, "train")
     val_set = build.load_dataset(config, "val") if with_evaluation else None
     config, lines = auto_fields.resolve(config, train_set, val_set)
-    for line in lines:
-        if jax.process_index() == 0:
-            print(line, flush=True)
-    return config
+    if jax.process_index() == 0:
+        print("\n".join(lines), flush=True)
+    return config, train_set, val_set
 
 
 def _run_in(

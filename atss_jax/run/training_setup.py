@@ -35,10 +35,16 @@ class Setup(NamedTuple):
     """Shapes, dtypes and shardings of the state."""
 
 
-def set_up(config: Recipe) -> Setup:
-    """Builds a run; reads annotations, touches devices, but no image and no weights."""
+def set_up(config: Recipe, train_set: DetectionDataset | None = None) -> Setup:
+    """Builds a run; reads annotations, touches devices, but no image and no weights.
+
+    Args:
+      config: the recipe, in numbers (see `auto_fields`).
+      train_set: the training set where it is read already.
+    """
     mesh = build.make_mesh(config)
-    train_set = build.load_dataset(config, "train")
+    if train_set is None:
+        train_set = build.load_dataset(config, "train")
     plan = build.make_plan(config, train_set)
     steps = optim.num_steps(config.optim, plan.steps_per_epoch)
     settings = step_settings(config, len(train_set.class_names), steps)
