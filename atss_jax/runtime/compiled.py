@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -57,7 +56,7 @@ class CompiledByShape:
       expected: programs that are expected; a further one is a warning.
     """
 
-    def __init__(self, function: Callable, *, expected: int):
+    def __init__(self, function: jax.stages.Wrapped, *, expected: int):
         self._function = function
         self._expected = expected
         self._programs: dict[Any, Any] = {}
