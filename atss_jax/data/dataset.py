@@ -71,6 +71,8 @@ class Health:
     odd_examples: list[Finding] = dataclasses.field(default_factory=list)
     bad_images: int = 0
     bad_annotations: int = 0
+    dropped_files: list[str] = dataclasses.field(default_factory=list)
+    """Names of image files that were looked at and dropped."""
 
     def add_bad(self, finding: Finding, *, is_image: bool) -> None:
         """Counts a dropped image or annotation."""

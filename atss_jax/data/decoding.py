@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
+from atss_jax.data import jpeg_markers
+
 ORIENTATION_TAG = 274
 """EXIF "Orientation"."""
 BITS_PER_SAMPLE_TAG = 258
@@ -41,12 +43,6 @@ _FOREIGN = (
     (re.compile(rb"PK\x03\x04|\x1f\x8b"), "a compressed archive: unpack it"),
 )
 """First bytes of what people have under an image's name, and what to say of it."""
-
-_JPEG_MARKER = re.compile(rb"\xff+[^\x00\x01\xd0-\xd8\xff]")
-"""Markers that end entropy-coded data or start a segment: not stuffed bytes, not restarts."""
-_JPEG_END = 0xD9
-_BETWEEN_SCANS = {0xC4, 0xDA, 0xDB, 0xDC, 0xDD, _JPEG_END}
-"""Tables, scans and the end; another marker inside a scan is foreign data behind a cut."""
 
 
 @runtime_checkable
@@ -88,6 +84,22 @@ def read_header(source: bytes | ReadableFile, max_pixels: int = MAX_PIXELS) -> H
       ValueError: not the beginning of an image of a known format.
       TooManyPixels: it is larger than the limit.
     """
+    size = None
+    if isinstance(source, bytes) and _is_jpeg(source):
+        size = jpeg_markers.plain_size(source)
+    header = _ask_pillow(source) if size is None else Header(size, 1, 8)
+    height, width = header.size
+    if height * width > max_pixels:
+        raise TooManyPixels(
+            f"{width}x{height} px (w x h) are more than data.max_pixels={max_pixels}. Raise it if "
+            "the image is meant to be that large, or cut it into tiles"
+        )
+    if min(height, width) < 1:
+        raise ValueError(f"not a readable image (its size is {width}x{height})")
+    return header
+
+
+def _ask_pillow(source: bytes | ReadableFile) -> Header:
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     beginning = file.read(1024)
     file.seek(0)
@@ -99,17 +111,9 @@ def read_header(source: bytes | ReadableFile, max_pixels: int = MAX_PIXELS) -> H
     try:
         with Image.open(file, formats=FORMATS) as image:  # type: ignore[arg-type]
             width, height = image.size
-            header = Header((height, width), _orientation(image), _bits(image, beginning))
+            return Header((height, width), _orientation(image), _bits(image, beginning))
     except Exception as error:  # decoders raise whatever they like on damaged files
         raise ValueError(f"not a readable image ({_first_line(error)})") from None
-    if height * width > max_pixels:
-        raise TooManyPixels(
-            f"{width}x{height} px (w x h) are more than data.max_pixels={max_pixels}. Raise it if "
-            "the image is meant to be that large, or cut it into tiles"
-        )
-    if min(height, width) < 1:
-        raise ValueError(f"not a readable image (its size is {width}x{height})")
-    return header
 
 
 def _orientation(image: Image.Image) -> int:
@@ -135,34 +139,13 @@ def _bits(image: Image.Image, beginning: bytes) -> int:
     return 8
 
 
-def is_truncated_jpeg(data: bytes) -> bool:
-    """Whether a JPEG ends before its end marker; False for other formats.
-
-    Walks the markers of the (first) picture, so bytes after its end, as in motion photos, neither
-    hide nor fake a cut. Some decoders fill the missing part with gray and say nothing.
-    """
-    if data[:2] != b"\xff\xd8":
-        return False
-    place, in_scans = 2, False
-    while True:
-        marker = _JPEG_MARKER.search(data, place)
-        if marker is None:
-            return True
-        place = marker.end()
-        code = data[place - 1]
-        if code == _JPEG_END:
-            return False
-        if in_scans and code not in _BETWEEN_SCANS:
-            return True
-        in_scans = in_scans or code == 0xDA
-        if place + 2 > len(data):
-            return True
-        place += max(2, int.from_bytes(data[place : place + 2], "big"))
+def _is_jpeg(data: bytes) -> bool:
+    return data[:2] == jpeg_markers.START
 
 
 def is_cut(data: bytes) -> bool:
     """Whether a file ends before its image does, as far as its format tells."""
-    return is_truncated_jpeg(data) if data[:2] == b"\xff\xd8" else _is_cut_elsewhere(data)
+    return jpeg_markers.is_truncated(data) if _is_jpeg(data) else _is_cut_elsewhere(data)
 
 
 def _is_cut_elsewhere(data: bytes) -> bool:
@@ -179,8 +162,8 @@ def may_be_cut(beginning: bytes, end: bytes, length: int) -> bool:
       end: its last bytes.
       length: of the file, bytes.
     """
-    if beginning[:2] == b"\xff\xd8":
-        return b"\xff\xd9" not in end
+    if _is_jpeg(beginning):
+        return jpeg_markers.END not in end
     if beginning[:8] == b"\x89PNG\r\n\x1a\n":
         return b"IEND" not in end
     if beginning[:4] == b"RIFF":
