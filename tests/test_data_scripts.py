@@ -107,6 +107,16 @@ def test_bench(run, source):
     assert summary["padding"] > 0 and summary["ready_batch_ms"] > 0
 
 
+def test_fuzz(run):
+    output, status = run("fuzz_data.py", "--images=240", "--files=60")
+    summary = json.loads(output.splitlines()[-1])
+    assert status == 0 and summary["unhandled"] == summary["programs"] == 0
+    assert summary["image read"] + summary["image refused"] == 240
+    assert min(summary["image read"], summary["image refused"]) > 40
+    assert summary["file read, skip"] + summary["file refused, skip"] == 60
+    assert min(summary["file read, strict"], summary["file refused, skip"]) > 3
+
+
 @pytest.mark.slow
 def test_bench_start(tmp_path, shared):
     photos = str(shared / "data/coco_sample/images/val2017")

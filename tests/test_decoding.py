@@ -2,6 +2,8 @@
 
 import io
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -142,6 +144,17 @@ def test_jpeg_headers_by_their_markers_are_pillows(kind):
     assert all(jpeg_markers.is_truncated(data[:n]) for n in range(2, len(data) - 1, 101))
 
 
+def test_ends_and_chunks_of_a_png():
+    data = encode(Image.fromarray(np.zeros((9, 12, 3), np.uint8)), "PNG")
+    assert not decoding.is_cut(data) and not decoding.is_cut(data + b"IEND and more")
+    assert all(decoding.is_cut(data[:length]) for length in range(8, len(data)))
+    place = data.index(b"IDAT") - 4
+    for length in (2**31 - 1, 2**32 - 1, len(data)):
+        claims = data[:place] + length.to_bytes(4, "big") + data[place + 4 :]
+        with pytest.raises(ValueError, match="cut off"):
+            decoding.decode(claims)
+
+
 def test_second_picture_of_an_mpo_does_not_matter():
     first, second = (Image.open(io.BytesIO(jpeg(seed))) for seed in (0, 1))
     buffer = io.BytesIO()
@@ -218,6 +231,26 @@ def test_pixels_are_limited_before_decoding():
         decoding.read_header(data, 59_999)
     with pytest.raises(ValueError, match=r"data\.max_pixels=59999"):
         decoding.decode(data, max_pixels=59_999)
+
+
+@pytest.mark.parametrize(("limit", "at_once"), [(1, 1), (599, 1), (1200, 2), (10_000, 4)])
+def test_threads_share_the_pixels_that_are_decoded_at_once(monkeypatch, limit, at_once):
+    data = encode(Image.new("L", (30, 20)), "PNG")
+    running, most, decode = [], [], decoding._decode_whole
+
+    def counted(*args):
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.03)
+        running.pop()
+        return decode(*args)
+
+    monkeypatch.setattr(decoding, "_decode_whole", counted)
+    monkeypatch.setattr(decoding, "_budget", decoding._Budget(limit))
+    with ThreadPoolExecutor(4) as pool:
+        images = list(pool.map(decoding.decode, [data] * 12))
+    assert all(image.shape == (20, 30, 3) for image in images)
+    assert max(most) == at_once
 
 
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "TGA")

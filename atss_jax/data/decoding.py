@@ -5,8 +5,11 @@ is OpenCV's, or Pillow's where OpenCV does not know the format. Whatever a decod
 is a bad one and the error a ValueError.
 """
 
+import contextlib
 import io
 import re
+import threading
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import cv2
@@ -22,6 +25,12 @@ BITS_PER_SAMPLE_TAG = 258
 """TIFF "BitsPerSample"."""
 MAX_PIXELS = 178_956_970
 """Default of `data.max_pixels`: Pillow's own limit, 0.5 GB of RGB."""
+
+PIXELS_AT_ONCE = 2**25
+"""px that the threads of a process decode at the same time: 0.1 to 0.7 GB. A larger image, or three
+cameras' pictures of 12 million, wait for each other."""
+DEEP_WEIGHT = 3
+"""A sample of more than 8 bits takes so much more memory on its way to 8."""
 
 Image.MAX_IMAGE_PIXELS = None  # for the process: `max_pixels` is checked in its place
 
@@ -60,6 +69,31 @@ class ReadableFile(Protocol):
 
 class TooManyPixels(ValueError):
     """An image of more than `data.max_pixels`."""
+
+
+class _Budget:
+    """An amount that threads share; what is larger than all of it has all of it for itself."""
+
+    def __init__(self, limit: int):
+        self.limit, self._used = limit, 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, amount: int) -> Iterator[None]:
+        """Waits until the amount is free, and holds it."""
+        amount = min(amount, self.limit)
+        with self._changed:
+            self._changed.wait_for(lambda: self._used + amount <= self.limit)
+            self._used += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= amount
+                self._changed.notify_all()
+
+
+_budget = _Budget(PIXELS_AT_ONCE)
 
 
 class Header(NamedTuple):
@@ -150,8 +184,19 @@ def is_cut(data: bytes) -> bool:
 
 def _is_cut_elsewhere(data: bytes) -> bool:
     if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return b"IEND" not in data
+        return _is_cut_png(data)
     return may_be_cut(data[:16], b"", len(data))
+
+
+def _is_cut_png(data: bytes) -> bool:
+    """Walks the chunks, since OpenCV allocates what a chunk claims to hold, up to 2 GB."""
+    place = 8
+    while place + 12 <= len(data):
+        length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        place += 12 + length
+        if kind == b"IEND":
+            return place > len(data)
+    return True
 
 
 def may_be_cut(beginning: bytes, end: bytes, length: int) -> bool:
@@ -190,6 +235,12 @@ def decode(
         raise ValueError(f"does not decode: {error}") from None
     if is_cut(data):
         raise ValueError("the file is cut off: its end marker is missing")
+    cost = header.size[0] * header.size[1] * (1 if header.bits == 8 else DEEP_WEIGHT)
+    with _budget.taken(cost):
+        return orient(to_uint8(_decode_whole(data, header)), orientation)
+
+
+def _decode_whole(data: bytes, header: Header) -> Shaped[np.ndarray, "h w 3"]:
     image = None
     if header.bits <= 16:  # OpenCV is loud about the others
         try:
@@ -198,20 +249,20 @@ def decode(
             image = None
     if image is None or image.ndim != 3 or image.shape[:2] != header.size:
         image = _decode_with_pillow(data)
-    return orient(to_uint8(image), orientation)
+    return image
 
 
 def _decode_with_pillow(data: bytes) -> Shaped[np.ndarray, "h w 3"]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.mode[0] in "IF":  # convert() would clip them
-                return np.repeat(np.asarray(image)[..., None], 3, axis=-1)
+                return np.repeat(to_uint8(np.asarray(image)[..., None]), 3, axis=-1)
             return np.asarray(image.convert("RGB"))
     except Exception as error:  # as in read_header
         raise ValueError(f"does not decode ({_first_line(error)})") from None
 
 
-def to_uint8(image: Shaped[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+def to_uint8(image: Shaped[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
     """Samples of any type in 0..255.
 
     Files do not say how many of their bits they use, so integers are scaled by the smallest of 8,
@@ -233,7 +284,9 @@ def to_uint8(image: Shaped[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
             f"samples of type {image.dtype} lie in {least:g}..{most:g}, not in {allowed}: their "
             "range is unknown. Convert the image to 8 bits"
         )
-    return np.rint(image.astype(np.float32) * np.float32(255.0 / limit)).astype(np.uint8)
+    scaled = image.astype(np.float32)
+    scaled *= np.float32(255.0 / limit)
+    return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
 def _first_line(error: BaseException) -> str:
