@@ -109,6 +109,11 @@ def read_annotations(
     for kind, text, where in (
         ("annotation_id_missing", "made one up", [i for i, id_ in enumerate(ids) if id_ is None]),
         ("area_missing", "took the box's", np.flatnonzero(missing_area[rows]).tolist()),
+        (
+            "ignore_not_read",
+            "its field ignore means nothing in COCO's format: crowds have iscrowd = 1",
+            [i for i, n in enumerate(rows.tolist()) if entries[n].get("ignore")],
+        ),
     ):
         for n in rows[where].tolist():
             message = f"{_about(entries, n, known)}: {text}"

@@ -139,7 +139,10 @@ def make_dataset(content: Content, *, name: str, config: DataConfig) -> Detectio
     columns = read_annotations(entries, known, inside_categories.inside, health)
     health.settle(path, config.on_error, config.max_bad_fraction)
     if not kept:
-        raise UserError(f"{path}: no image is left ({health.summary()}).")
+        raise UserError(
+            f"{path}: no image is left ({health.summary()}).\n  {health.report()}\nFix them; "
+            "without an image there is nothing to learn from."
+        )
     _check_units(columns.xywh, path)
     image_ids = to_int64([image.id for image in kept])
     dataset = DetectionDataset(
