@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def palette_with_transparency() -> bytes:
 def frames(kind: str) -> bytes:
     """An animation; its first frame is the ramp."""
     more = [Image.fromarray(np.full_like(COLOUR, v)) for v in (0, 99)]
-    keywords = {"lossless": True} if kind == "WEBP" else {}
+    keywords: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
     return save(
         SMOOTH if kind == "GIF" else COLOUR, kind, save_all=True, append_images=more, **keywords
     )
@@ -139,12 +140,12 @@ def loop(path: Path) -> None:
     path.symlink_to(path)
 
 
-def bytes_of(data: bytes) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(data) and None
+def bytes_of(data: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(data)
 
 
 NOISE = RNG.integers(0, 256, (40, 60, 3), np.uint8)
-FILES: dict[str, tuple[Callable[[Path], None], str | None]] = {
+FILES: dict[str, tuple[Callable[[Path], object], str | None]] = {
     "symbolic link": (link, None),
     "link to nothing": (dangling, "image_missing"),
     "link to itself": (loop, "image_unreadable"),
