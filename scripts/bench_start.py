@@ -1,11 +1,13 @@
 r"""Time, bytes and memory of opening a COCO-sized set, first and again.
 
-    python scripts/bench_start.py --folder=/tmp/bench_start
+    python scripts/bench_start.py --folder=/tmp/bench_start --photos=.../train2017
 
 Writes a set with COCO's numbers (118,287 small images, 860,001 annotations) below --folder where it
 is not there yet, and opens it in processes of their own: without an index, with it, and with
-json.load and pycocotools for comparison. CPU seconds are user and system time of the process, its
-imports left out. The last line is JSON.
+json.load and pycocotools for comparison. With --photos, 1,000 JPEG files of COCO's sizes are made
+from the pictures of a folder, and opened likewise. CPU seconds are user and system time of the
+process, its imports left out; peak memory is the process's, imports included. The last line is
+JSON.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,6 +26,9 @@ import numpy as np
 NUM_IMAGES, NUM_ANNOTATIONS, NUM_CLASSES = 118_287, 860_001, 80
 SIZE = (48, 64)
 """(h, w) of every image, px."""
+NUM_PHOTOS = 1000
+PHOTO_SIZES = ((480, 640), (427, 640), (640, 480), (640, 427), (375, 500), (500, 375))
+"""The commonest (h, w) of COCO, px."""
 
 
 def write_set(folder: Path, num_images: int, num_annotations: int) -> None:
@@ -40,21 +46,46 @@ def write_set(folder: Path, num_images: int, num_annotations: int) -> None:
         data = encoded[n % len(encoded)]  # a comment behind the end makes each file its own
         (folder / "images" / name).write_bytes(data + str(n).encode())
         images.append({"id": n + 1, "file_name": name, "height": SIZE[0], "width": SIZE[1]})
-    owners = np.sort(rng.integers(1, num_images + 1, num_annotations)).tolist()
-    sides = rng.uniform(2, 20, (num_annotations, 2)).round(2)
-    corners = (rng.uniform(0, 1, (num_annotations, 2)) * (np.array(SIZE[::-1]) - sides)).round(2)
-    classes = rng.integers(1, NUM_CLASSES + 1, num_annotations).tolist()
+    write_annotations(folder, images, num_annotations)
+
+
+def write_photos(folder: Path, pictures: str, num_images: int) -> None:
+    """JPEG files of COCO's sizes from the pictures of a folder, each mirrored or resized anew."""
+    found = sorted(p for p in Path(pictures).rglob("*.jpg") if p.is_file())
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    images = []
+    for n in range(num_images):
+        picture = cv2.imread(str(found[n % len(found)]))
+        if picture is None:
+            raise ValueError(f"{found[n % len(found)]}: OpenCV does not decode it.")
+        height, width = PHOTO_SIZES[n % len(PHOTO_SIZES)]
+        picture = cv2.resize(cv2.flip(picture, n % 3 - 1), (width, height))
+        quality = 88 + n // len(found) % 10
+        name = f"{n:012d}.jpg"
+        cv2.imwrite(str(folder / "images" / name), picture, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        images.append({"id": n + 1, "file_name": name, "height": height, "width": width})
+    write_annotations(folder, images, num_images * NUM_ANNOTATIONS // NUM_IMAGES)
+
+
+def write_annotations(folder: Path, images: list[dict], count: int) -> None:
+    """Boxes of 2 to 20 px at random places, and the file of all."""
+    rng = np.random.default_rng(0)
+    owners = np.sort(rng.integers(0, len(images), count))
+    sizes = np.array([[image["width"], image["height"]] for image in images])[owners]
+    sides = rng.uniform(2, 20, (count, 2)).round(2)
+    corners = (rng.uniform(0, 1, (count, 2)) * (sizes - sides)).round(2)
+    classes = rng.integers(1, NUM_CLASSES + 1, count).tolist()
     boxes = np.concatenate([corners, sides], axis=1).tolist()
     annotations = [
         {
             "id": n + 1,
-            "image_id": owners[n],
+            "image_id": images[owner]["id"],
             "category_id": classes[n],
             "bbox": boxes[n],
             "area": boxes[n][2] * boxes[n][3],
             "iscrowd": 0,
         }
-        for n in range(num_annotations)
+        for n, owner in enumerate(owners.tolist())
     ]
     categories = [{"id": n + 1, "name": f"class {n + 1}"} for n in range(NUM_CLASSES)]
     content = {"images": images, "annotations": annotations, "categories": categories}
@@ -120,14 +151,33 @@ def start(what: str, folder: Path) -> dict[str, float]:
     return result
 
 
+def measure(what: str, folder: Path) -> dict[str, float]:
+    """A first and a second start, and pycocotools."""
+    print(f"{what}:")
+    for old in (folder / "index").glob("*"):
+        os.unlink(old)
+    first, second = start("first", folder), start("second", folder)
+    other = start("pycocotools", folder)
+    return {
+        "first_cpu_s": first["cpu_s"],
+        "second_cpu_s": second["cpu_s"],
+        "bytes_per_image": first["bytes_per_image"],
+        "peak_rss_mb": max(first["peak_rss_mb"], second["peak_rss_mb"]),
+        "pycocotools_cpu_s": other["cpu_s"],
+        "pycocotools_peak_rss_mb": other["peak_rss_mb"],
+    }
+
+
 def main() -> None:
-    """Writes the set, measures, prints."""
+    """Writes the sets, measures, prints."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", required=True, help="where the set is, or is written")
+    parser.add_argument("--folder", required=True, help="where the sets are, or are written")
     parser.add_argument("--images", type=int, default=NUM_IMAGES)
     parser.add_argument("--annotations", type=int, default=NUM_ANNOTATIONS)
+    parser.add_argument("--photos", default="", help="folder of JPEG files to make photos from")
+    parser.add_argument("--num_photos", type=int, default=NUM_PHOTOS)
     parser.add_argument("--only", default="", help="first, second or pycocotools: used by itself")
     args = parser.parse_args()
     folder = Path(args.folder)
@@ -137,18 +187,12 @@ def main() -> None:
         return open_set(folder, str(folder / "index"))
     if not (folder / "annotations.json").exists():
         write_set(folder, args.images, args.annotations)
-    for old in (folder / "index").glob("*"):
-        os.unlink(old)
-    first, second = start("first", folder), start("second", folder)
-    other = start("pycocotools", folder)
-    summary = {
-        "first_cpu_s": first["cpu_s"],
-        "second_cpu_s": second["cpu_s"],
-        "bytes_per_image": first["bytes_per_image"],
-        "peak_rss_mb": first["peak_rss_mb"],
-        "pycocotools_cpu_s": other["cpu_s"],
-        "pycocotools_peak_rss_mb": other["peak_rss_mb"],
-    }
+    summary: dict[str, Any] = dict(measure("small images of COCO's numbers", folder))
+    if args.photos:
+        photos = folder / "photos"
+        if not (photos / "annotations.json").exists():
+            write_photos(photos, args.photos, args.num_photos)
+        summary["photos"] = measure("photos", photos)
     print(json.dumps(summary))
 
 

@@ -107,13 +107,26 @@ def test_bench(run, source):
     assert summary["padding"] > 0 and summary["ready_batch_ms"] > 0
 
 
+def test_fuzz(run):
+    output, status = run("fuzz_data.py", "--images=240", "--files=60")
+    summary = json.loads(output.splitlines()[-1])
+    assert status == 0 and summary["unhandled"] == summary["programs"] == 0
+    assert summary["image read"] + summary["image refused"] == 240
+    assert min(summary["image read"], summary["image refused"]) > 40
+    assert summary["file read, skip"] + summary["file refused, skip"] == 60
+    assert min(summary["file read, strict"], summary["file refused, skip"]) > 3
+
+
 @pytest.mark.slow
-def test_bench_start(tmp_path):
-    sizes = ["--images=2100", "--annotations=5000"]
+def test_bench_start(tmp_path, shared):
+    photos = str(shared / "data/coco_sample/images/val2017")
+    sizes = ["--images=600", "--annotations=5000", f"--photos={photos}", "--num_photos=520"]
     script = str(SCRIPTS / "bench_start.py")
     command = [sys.executable, script, f"--folder={tmp_path}", *sizes]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     summary = json.loads(output.splitlines()[-1])
-    assert 1000 < summary["bytes_per_image"] < 65_536 and summary["peak_rss_mb"] > 50
-    assert summary["second_cpu_s"] < summary["first_cpu_s"]
-    assert len(list((tmp_path / "index").glob("*.npz"))) == 1
+    for part in (summary, summary["photos"]):
+        assert 1000 < part["bytes_per_image"] < 65_536 and part["peak_rss_mb"] > 50
+        assert part["second_cpu_s"] < part["first_cpu_s"]
+    for folder in (tmp_path, tmp_path / "photos"):
+        assert len(list((folder / "index").glob("*.npz"))) == 1

@@ -2,12 +2,14 @@
 
 import io
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from atss_jax.data import decoding
+from atss_jax.data import decoding, jpeg_markers
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -101,11 +103,56 @@ def test_bytes_behind_a_jpeg_neither_hide_nor_fake_a_cut(progressive, length):
     rng = np.random.default_rng(length)
     for _ in range(10):
         tail = rng.bytes(length)
-        assert not decoding.is_truncated_jpeg(data + tail)
-        assert not decoding.is_truncated_jpeg(data + tail + b"\xff\xda")
+        assert not jpeg_markers.is_truncated(data + tail)
+        assert not jpeg_markers.is_truncated(data + tail + b"\xff\xda")
     for share in (0.3, 0.5, 0.9):
-        assert decoding.is_truncated_jpeg(data[: int(len(data) * share)])
-    assert decoding.is_truncated_jpeg(data[:-2] + b"\xff\xe0\x00\x10 a video \xff\xd9")
+        assert jpeg_markers.is_truncated(data[: int(len(data) * share)])
+    assert jpeg_markers.is_truncated(data[:-2] + b"\xff\xe0\x00\x10 a video \xff\xd9")
+
+
+JPEGS: dict[str, dict] = {
+    "colour": {},
+    "gray": {"mode": "L"},
+    "progressive": {"progressive": True},
+    "half chroma": {"subsampling": 2},
+    "comment": {"comment": b"x" * 3000},
+    "icc": {"icc_profile": b"p" * 70_000},
+    "cmyk": {"mode": "CMYK"},
+    "exif": {"orientation": 5},
+    "restarts": {"restart_marker_blocks": 2},
+}
+PLAIN_JPEGS = {"colour", "gray", "progressive", "half chroma", "comment", "restarts"}
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_jpeg_headers_by_their_markers_are_pillows(kind):
+    keywords = dict(JPEGS[kind])
+    mode = keywords.pop("mode", "RGB")
+    if "orientation" in keywords:
+        keywords["exif"] = Image.Exif()
+        keywords["exif"][decoding.ORIENTATION_TAG] = keywords.pop("orientation")
+    noise = np.random.default_rng(3).integers(0, 256, (37, 91, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).convert(mode).save(buffer, "JPEG", **keywords)
+    data = buffer.getvalue()
+    assert jpeg_markers.plain_size(data) == ((37, 91) if kind in PLAIN_JPEGS else None)
+    expected = decoding.read_header(io.BytesIO(data))  # an open file: Pillow reads it
+    assert decoding.read_header(data) == expected == ((37, 91), 5 if kind == "exif" else 1, 8)
+    for length in range(0, 700, 7):
+        assert jpeg_markers.plain_size(data[:length]) in (None, (37, 91))
+    assert not jpeg_markers.is_truncated(data)
+    assert all(jpeg_markers.is_truncated(data[:n]) for n in range(2, len(data) - 1, 101))
+
+
+def test_ends_and_chunks_of_a_png():
+    data = encode(Image.fromarray(np.zeros((9, 12, 3), np.uint8)), "PNG")
+    assert not decoding.is_cut(data) and not decoding.is_cut(data + b"IEND and more")
+    assert all(decoding.is_cut(data[:length]) for length in range(8, len(data)))
+    place = data.index(b"IDAT") - 4
+    for length in (2**31 - 1, 2**32 - 1, len(data)):
+        claims = data[:place] + length.to_bytes(4, "big") + data[place + 4 :]
+        with pytest.raises(ValueError, match="cut off"):
+            decoding.decode(claims)
 
 
 def test_second_picture_of_an_mpo_does_not_matter():
@@ -184,6 +231,26 @@ def test_pixels_are_limited_before_decoding():
         decoding.read_header(data, 59_999)
     with pytest.raises(ValueError, match=r"data\.max_pixels=59999"):
         decoding.decode(data, max_pixels=59_999)
+
+
+@pytest.mark.parametrize(("limit", "at_once"), [(1, 1), (599, 1), (1200, 2), (10_000, 4)])
+def test_threads_share_the_pixels_that_are_decoded_at_once(monkeypatch, limit, at_once):
+    data = encode(Image.new("L", (30, 20)), "PNG")
+    running, most, decode = [], [], decoding._decode_whole
+
+    def counted(*args):
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.03)
+        running.pop()
+        return decode(*args)
+
+    monkeypatch.setattr(decoding, "_decode_whole", counted)
+    monkeypatch.setattr(decoding, "_budget", decoding._Budget(limit))
+    with ThreadPoolExecutor(4) as pool:
+        images = list(pool.map(decoding.decode, [data] * 12))
+    assert all(image.shape == (20, 30, 3) for image in images)
+    assert max(most) == at_once
 
 
 KINDS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "TGA")

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -88,11 +90,62 @@ def test_a_folder_that_cannot_be_written(config, reads, tmp_path, caplog):
     assert "not written" in caplog.text and reads == ["set/train"]
 
 
-def test_sets_with_dropped_images_and_small_ones_have_none(config, tmp_path, monkeypatch):
-    (tmp_path / "set/train2017" / TRAIN[0]).unlink()
+def test_dropped_images_are_kept_in_mind(config, reads, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    folder = tmp_path / "set/train2017"
+    data = (folder / TRAIN[0]).read_bytes()
+    (folder / TRAIN[0]).unlink()
+    (folder / TRAIN[1]).write_bytes(b"no image")
     values = {"root": config.root, "index_folder": config.index_folder}
     skip = DataConfig(**values, on_error="skip", max_bad_fraction=0.5)
+    first = sources.load_split(skip, "train")
+    assert first.num_records == len(TRAIN) - 2
+    assert first.health.bad == {"image_missing": 1, "image_undecodable": 1}
+    assert_equal(first, sources.load_split(skip, "train"))
+    assert len(reads) == 1
+    (folder / TRAIN[0]).write_bytes(data)  # what was missing has come
     assert sources.load_split(skip, "train").num_records == len(TRAIN) - 1
-    monkeypatch.setattr(index, "MIN_IMAGES", 2000)
+    assert len(reads) == 2 and "image files have changed" in caplog.text
+
+
+def test_a_file_that_changes_while_it_is_read(config, tmp_path, monkeypatch, caplog):
+    read = sources._read
+
+    def slow(source, name, config):
+        dataset = read(source, name, config)
+        os.utime(tmp_path / "set/train2017" / TRAIN[0])
+        return dataset
+
+    monkeypatch.setattr(sources, "_read", slow)
+    sources.load_split(config, "train")
+    assert "changed meanwhile" in caplog.text
+    assert not list((tmp_path / "index").glob("*.npz"))
+
+
+def test_small_sets_have_none(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(index, "MIN_IMAGES", 500)
     sources.load_split(config, "val")
     assert not list((tmp_path / "index").glob("*.npz"))
+
+
+READER = """
+import sys
+from atss_jax.data import index, sources
+from atss_jax.data.config import DataConfig
+index.MIN_IMAGES = 3
+read = sources._read
+def counted(*args):
+    print("read")
+    return read(*args)
+sources._read = counted
+config = DataConfig(root=sys.argv[1], index_folder=sys.argv[2])
+print(sources.load_split(config, "train").num_records)
+"""
+
+
+@pytest.mark.slow
+def test_of_several_processes_one_reads(config):
+    command = [sys.executable, "-c", READER, config.root, config.index_folder]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    words = [word for process in started for word in process.communicate()[0].split()]
+    assert sorted(words) == [*[str(len(TRAIN))] * 3, "read"]

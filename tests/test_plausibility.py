@@ -10,7 +10,7 @@ from PIL import Image
 
 from atss_jax.data.config import DataConfig
 from atss_jax.data.dataset import DetectionDataset, Finding
-from atss_jax.data.plausibility import MAX_LINES, start_report
+from atss_jax.data.plausibility import COLUMNS, MAX_LINES, start_report
 from atss_jax.data.sources import load_split
 from atss_jax.errors import UserError
 
@@ -59,8 +59,13 @@ def report(root: Path) -> list[str]:
         load_split(DataConfig(root=str(root)), split) for split in ("train", "val")
     ]
     lines = start_report(*sets, padding=0.1)
-    assert len(lines) <= MAX_LINES
-    return lines
+    assert len(lines) <= MAX_LINES and max(map(len, lines)) <= COLUMNS
+    return joined(lines)
+
+
+def joined(lines: list[str]) -> list[str]:
+    """The entries, each in one line."""
+    return "\n".join(lines).replace("\n    ", " ").split("\n")
 
 
 def change_boxes(change: Callable[[list], list]) -> dict[str, Content]:
@@ -193,7 +198,38 @@ def test_at_most_fifteen_lines(tmp_path):
     for n in range(30):
         dataset.health.add_odd(Finding(f"kind_{n:02d}", "an example"))
     lines = start_report(dataset)
-    assert len(lines) == MAX_LINES and "more kinds: `atss check`" in lines[-1]
+    assert len(lines) == MAX_LINES and "more: `atss check`" in lines[-1]
+    for length in (10, 70, 300, 5000):
+        dataset.health.add_odd(Finding(f"a_kind_{length}", "x" * length))
+        lines = start_report(dataset)
+        assert MAX_LINES - 2 <= len(lines) <= MAX_LINES and max(map(len, lines)) <= COLUMNS
+
+
+def test_a_set_of_which_nothing_is_left_gets_the_whole_report(tmp_path):
+    contents = change_boxes(list)
+    root = write(tmp_path / "set", contents)
+    names = [image["file_name"] for image in contents["train"]["images"]]
+    for name in names[:30]:
+        (root / "train" / name).unlink()
+    for name in names[30:]:
+        (root / "train" / name).write_bytes(b"")
+    config = DataConfig(root=str(root), on_error="skip", max_bad_fraction=1.0)
+    with pytest.raises(UserError, match="no image is left") as error:
+        load_split(config, "train")
+    lines = str(error.value).splitlines()
+    assert lines[1].startswith("  dropped: 30 image_missing, such as image 1 (")
+    assert lines[2].startswith("  dropped: 10 image_undecodable, such as image 31 (")
+    with pytest.raises(UserError) as error:  # strict: ten examples, of both kinds
+        load_split(DataConfig(root=str(root)), "train")
+    assert "1_31.jpg): the file is empty" in str(error.value)
+
+
+def test_images_without_any_box(tmp_path):
+    contents = change_boxes(list)
+    contents["train"]["annotations"] = []
+    text = "\n".join(report(write(tmp_path / "set", contents)))
+    assert "set/train: 40 images (40 without objects), 0 objects; 96x72 px" in text
+    assert "! in val and never in train: a, b" in text
 
 
 def test_more_objects_than_may_be_found(tmp_path):
@@ -206,10 +242,10 @@ def test_more_objects_than_may_be_found(tmp_path):
     train, val = (load_split(DataConfig(root=str(root)), split) for split in ("train", "val"))
     most = int(val.num_boxes.max())
     lines = start_report(train, val, max_detections=300)
-    found = [line for line in lines if "can be found" in line]
+    found = [line for line in joined(lines) if "can be found" in line]
     assert found == [
         "! 1 val images hold more objects than can be found (COCO's AP takes 100): image 1 "
         f"(2_1.jpg) has {most}"
     ]
     few = start_report(train, val, max_detections=2)
-    assert any("eval.max_detections is 2" in line for line in few)
+    assert any("eval.max_detections is 2" in line for line in joined(few))

@@ -17,8 +17,8 @@ from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.coco import load_coco
 from atss_jax.data.config import DataConfig
 from atss_jax.data.dataset import DetectionDataset
-from atss_jax.data.record_columns import COCO_CATEGORY_IDS
 from atss_jax.data.records import find_builder_dir
+from atss_jax.data.stock_records import COCO_CATEGORY_IDS
 from atss_jax.data.tfds_builders import load_tfds, prepare_records
 
 BUCKETS = ((160, 224), (160, 256), (224, 160), (256, 160), (160, 320), (320, 160))

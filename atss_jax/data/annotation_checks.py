@@ -71,7 +71,9 @@ def read_annotations(
     """
     fields = _columns(entries, known)
     record = np.array([known.record_of.get(i, -1) for i in fields.image_id], np.int64)
-    gone = (record < 0) & np.array([i in known.every_image_id for i in fields.image_id], bool)
+    gone = np.zeros(len(record), bool)
+    for n in np.flatnonzero(record < 0).tolist():
+        gone[n] = fields.image_id[n] in known.every_image_id
     # rows of images that are not there have no size to be checked against
     sizes = known.sizes[record] if len(known.sizes) else np.ones((len(record), 2), np.int32)
     missing_area = np.isnan(fields.area)
@@ -87,7 +89,9 @@ def read_annotations(
             & (area >= 0)
         )
     repeated = _repeated(fields.id)
-    suspect = fields.suspect | ~good | np.array([id_ in repeated for id_ in fields.id], bool)
+    suspect = fields.suspect | ~good
+    if repeated:
+        suspect |= np.array([id_ in repeated for id_ in fields.id], bool)
     seen: set[int | str] = set()
     keep = ~suspect & ~gone
     for n in np.flatnonzero(suspect & ~gone).tolist():
@@ -105,6 +109,11 @@ def read_annotations(
     for kind, text, where in (
         ("annotation_id_missing", "made one up", [i for i, id_ in enumerate(ids) if id_ is None]),
         ("area_missing", "took the box's", np.flatnonzero(missing_area[rows]).tolist()),
+        (
+            "ignore_not_read",
+            "its field ignore means nothing in COCO's format: crowds have iscrowd = 1",
+            [i for i, n in enumerate(rows.tolist()) if entries[n].get("ignore")],
+        ),
     ):
         for n in rows[where].tolist():
             message = f"{_about(entries, n, known)}: {text}"
@@ -144,10 +153,12 @@ def _columns(entries: list, known: Known) -> _Fields:
         for n, box in enumerate(boxes):
             if len(box) != 4 or not all(type(v) in numbers for v in box):
                 suspect[n], boxes[n] = True, [0.0] * 4
-    suspect[[n for n, v in enumerate(crowd) if v not in (0, 1)]] = True
+    if not set(crowd) <= {0, 1}:
+        suspect[[n for n, v in enumerate(crowd) if v not in (0, 1)]] = True
     suspect[[n for n, v in enumerate(id_) if v == ""]] = True
     areas = _floats([math.nan if v is None else v for v in area])
-    suspect |= np.isnan(areas) & np.array([v is not None for v in area], bool)
+    for n in np.flatnonzero(np.isnan(areas)).tolist():
+        suspect[n] |= area[n] is not None
     return _Fields(
         image_id=image_id,
         id=id_,

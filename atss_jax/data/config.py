@@ -68,7 +68,7 @@ class DataConfig(ConfigGroup, name="data"):
     allow_outside: bool = False
     """coco_json: whether file names may leave the image folder (absolute ones, "..")."""
     index_folder: str = "~/.cache/atss_jax"
-    """COCO-format sets of more than 2,000 images: folder of indexes, so that the next start takes
+    """COCO-format sets of more than 500 images: folder of indexes, so that the next start takes
     seconds; "" for none. An index is made again when a file has changed."""
     filter_empty: bool = True
     """Train only on images with objects (the official rule), or on all of them."""

@@ -14,7 +14,6 @@ from etils import epath
 
 from atss_jax.data.annotation_checks import (
     Known,
-    is_finite,
     is_number,
     read_annotations,
 )
@@ -26,10 +25,12 @@ from atss_jax.data.image_files import FilePolicy, FolderSource, ListedImage, che
 from atss_jax.data.oddities import count_oddities
 from atss_jax.errors import MissingFileError, UserError
 
-FULL_DECODE_LIMIT = 2000
+FULL_DECODE_LIMIT = 500
 """Sets of at most this many images are decoded whole before training, as are all sets under
 `on_error="skip"`; of larger ones headers are read, and an image that does not decode stops the run
 when it is met."""
+_MAX_SIDE = 2**31 - 1
+"""px: sizes are kept as int32."""
 ALL = (0.0, 1.0)
 """The share of every image."""
 
@@ -138,7 +139,10 @@ def make_dataset(content: Content, *, name: str, config: DataConfig) -> Detectio
     columns = read_annotations(entries, known, inside_categories.inside, health)
     health.settle(path, config.on_error, config.max_bad_fraction)
     if not kept:
-        raise UserError(f"{path}: no image is left ({health.summary()}).")
+        raise UserError(
+            f"{path}: no image is left ({health.summary()}).\n  {health.report()}\nFix them; "
+            "without an image there is nothing to learn from."
+        )
     _check_units(columns.xywh, path)
     image_ids = to_int64([image.id for image in kept])
     dataset = DetectionDataset(
@@ -262,7 +266,9 @@ def _read_images(content: Content, health: Health) -> tuple[list[ListedImage], s
 
 def _has_usable_size(fields: dict) -> bool:
     """Both sides are positive integers, or both are missing."""
-    sides = (fields.get("height"), fields.get("width"))
-    if sides == (None, None):
+    height, width = fields.get("height"), fields.get("width")
+    if height is None and width is None:
         return True
-    return all(is_number(s) and is_finite(s) and s >= 1 and s == int(s) for s in sides)
+    if type(height) is int and type(width) is int:
+        return 1 <= height <= _MAX_SIDE and 1 <= width <= _MAX_SIDE
+    return all(is_number(s) and 1 <= s <= _MAX_SIDE and s == int(s) for s in (height, width))

@@ -71,6 +71,8 @@ class Health:
     odd_examples: list[Finding] = dataclasses.field(default_factory=list)
     bad_images: int = 0
     bad_annotations: int = 0
+    dropped_files: list[str] = dataclasses.field(default_factory=list)
+    """Names of image files that were looked at and dropped."""
 
     def add_bad(self, finding: Finding, *, is_image: bool) -> None:
         """Counts a dropped image or annotation."""
@@ -95,7 +97,7 @@ class Health:
         if not self.bad:
             return
         counts = ", ".join(f"{kind}: {n}" for kind, n in sorted(self.bad.items()))
-        shown = "\n  ".join(finding.message for finding in self.bad_examples[:10])
+        shown = "\n  ".join(finding.message for finding in self._of_every_kind()[:10])
         if on_error == "strict":
             raise UserError(
                 f"{name}: bad records ({counts}).\n  {shown}\nFix them, or drop them with "
@@ -111,6 +113,27 @@ class Health:
                     f"data.max_bad_fraction={max_bad_fraction}.\n  {shown}\nFix the data, or "
                     "raise data.max_bad_fraction."
                 )
+
+    def _of_every_kind(self) -> list[Finding]:
+        """Examples of what was dropped: one of each kind, then the second ones, and so on."""
+        seen: Counter[str] = Counter()
+        ranked = []
+        for finding in self.bad_examples:
+            seen[finding.kind] += 1
+            ranked.append((seen[finding.kind], finding))
+        return [finding for _, finding in sorted(ranked, key=lambda pair: pair[0])]
+
+    def report(self) -> str:
+        """A line for each kind of what was dropped or is odd: how many, and the first example."""
+        lines = []
+        for what, counts, examples in (
+            ("dropped", self.bad, self.bad_examples),
+            ("odd", self.odd, self.odd_examples),
+        ):
+            for kind, count in sorted(counts.items()):
+                example = next(f.message for f in examples if f.kind == kind)
+                lines.append(f"{what}: {count} {kind}, such as {example}")
+        return "\n  ".join(lines)
 
     def summary(self) -> str:
         """One line: what was dropped; empty when nothing was."""

@@ -5,8 +5,11 @@ is OpenCV's, or Pillow's where OpenCV does not know the format. Whatever a decod
 is a bad one and the error a ValueError.
 """
 
+import contextlib
 import io
 import re
+import threading
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import cv2
@@ -14,12 +17,20 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image
 
+from atss_jax.data import jpeg_markers
+
 ORIENTATION_TAG = 274
 """EXIF "Orientation"."""
 BITS_PER_SAMPLE_TAG = 258
 """TIFF "BitsPerSample"."""
 MAX_PIXELS = 178_956_970
 """Default of `data.max_pixels`: Pillow's own limit, 0.5 GB of RGB."""
+
+PIXELS_AT_ONCE = 2**25
+"""px that the threads of a process decode at the same time: 0.1 to 0.7 GB. A larger image, or three
+cameras' pictures of 12 million, wait for each other."""
+DEEP_WEIGHT = 3
+"""A sample of more than 8 bits takes so much more memory on its way to 8."""
 
 Image.MAX_IMAGE_PIXELS = None  # for the process: `max_pixels` is checked in its place
 
@@ -42,12 +53,6 @@ _FOREIGN = (
 )
 """First bytes of what people have under an image's name, and what to say of it."""
 
-_JPEG_MARKER = re.compile(rb"\xff+[^\x00\x01\xd0-\xd8\xff]")
-"""Markers that end entropy-coded data or start a segment: not stuffed bytes, not restarts."""
-_JPEG_END = 0xD9
-_BETWEEN_SCANS = {0xC4, 0xDA, 0xDB, 0xDC, 0xDD, _JPEG_END}
-"""Tables, scans and the end; another marker inside a scan is foreign data behind a cut."""
-
 
 @runtime_checkable
 class ReadableFile(Protocol):
@@ -64,6 +69,31 @@ class ReadableFile(Protocol):
 
 class TooManyPixels(ValueError):
     """An image of more than `data.max_pixels`."""
+
+
+class _Budget:
+    """An amount that threads share; what is larger than all of it has all of it for itself."""
+
+    def __init__(self, limit: int):
+        self.limit, self._used = limit, 0
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, amount: int) -> Iterator[None]:
+        """Waits until the amount is free, and holds it."""
+        amount = min(amount, self.limit)
+        with self._changed:
+            self._changed.wait_for(lambda: self._used + amount <= self.limit)
+            self._used += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= amount
+                self._changed.notify_all()
+
+
+_budget = _Budget(PIXELS_AT_ONCE)
 
 
 class Header(NamedTuple):
@@ -88,6 +118,22 @@ def read_header(source: bytes | ReadableFile, max_pixels: int = MAX_PIXELS) -> H
       ValueError: not the beginning of an image of a known format.
       TooManyPixels: it is larger than the limit.
     """
+    size = None
+    if isinstance(source, bytes) and _is_jpeg(source):
+        size = jpeg_markers.plain_size(source)
+    header = _ask_pillow(source) if size is None else Header(size, 1, 8)
+    height, width = header.size
+    if height * width > max_pixels:
+        raise TooManyPixels(
+            f"{width}x{height} px (w x h) are more than data.max_pixels={max_pixels}. Raise it if "
+            "the image is meant to be that large, or cut it into tiles"
+        )
+    if min(height, width) < 1:
+        raise ValueError(f"not a readable image (its size is {width}x{height})")
+    return header
+
+
+def _ask_pillow(source: bytes | ReadableFile) -> Header:
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     beginning = file.read(1024)
     file.seek(0)
@@ -99,17 +145,9 @@ def read_header(source: bytes | ReadableFile, max_pixels: int = MAX_PIXELS) -> H
     try:
         with Image.open(file, formats=FORMATS) as image:  # type: ignore[arg-type]
             width, height = image.size
-            header = Header((height, width), _orientation(image), _bits(image, beginning))
+            return Header((height, width), _orientation(image), _bits(image, beginning))
     except Exception as error:  # decoders raise whatever they like on damaged files
         raise ValueError(f"not a readable image ({_first_line(error)})") from None
-    if height * width > max_pixels:
-        raise TooManyPixels(
-            f"{width}x{height} px (w x h) are more than data.max_pixels={max_pixels}. Raise it if "
-            "the image is meant to be that large, or cut it into tiles"
-        )
-    if min(height, width) < 1:
-        raise ValueError(f"not a readable image (its size is {width}x{height})")
-    return header
 
 
 def _orientation(image: Image.Image) -> int:
@@ -135,40 +173,30 @@ def _bits(image: Image.Image, beginning: bytes) -> int:
     return 8
 
 
-def is_truncated_jpeg(data: bytes) -> bool:
-    """Whether a JPEG ends before its end marker; False for other formats.
-
-    Walks the markers of the (first) picture, so bytes after its end, as in motion photos, neither
-    hide nor fake a cut. Some decoders fill the missing part with gray and say nothing.
-    """
-    if data[:2] != b"\xff\xd8":
-        return False
-    place, in_scans = 2, False
-    while True:
-        marker = _JPEG_MARKER.search(data, place)
-        if marker is None:
-            return True
-        place = marker.end()
-        code = data[place - 1]
-        if code == _JPEG_END:
-            return False
-        if in_scans and code not in _BETWEEN_SCANS:
-            return True
-        in_scans = in_scans or code == 0xDA
-        if place + 2 > len(data):
-            return True
-        place += max(2, int.from_bytes(data[place : place + 2], "big"))
+def _is_jpeg(data: bytes) -> bool:
+    return data[:2] == jpeg_markers.START
 
 
 def is_cut(data: bytes) -> bool:
     """Whether a file ends before its image does, as far as its format tells."""
-    return is_truncated_jpeg(data) if data[:2] == b"\xff\xd8" else _is_cut_elsewhere(data)
+    return jpeg_markers.is_truncated(data) if _is_jpeg(data) else _is_cut_elsewhere(data)
 
 
 def _is_cut_elsewhere(data: bytes) -> bool:
     if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return b"IEND" not in data
+        return _is_cut_png(data)
     return may_be_cut(data[:16], b"", len(data))
+
+
+def _is_cut_png(data: bytes) -> bool:
+    """Walks the chunks, since OpenCV allocates what a chunk claims to hold, up to 2 GB."""
+    place = 8
+    while place + 12 <= len(data):
+        length, kind = int.from_bytes(data[place : place + 4], "big"), data[place + 4 : place + 8]
+        place += 12 + length
+        if kind == b"IEND":
+            return place > len(data)
+    return True
 
 
 def may_be_cut(beginning: bytes, end: bytes, length: int) -> bool:
@@ -179,8 +207,8 @@ def may_be_cut(beginning: bytes, end: bytes, length: int) -> bool:
       end: its last bytes.
       length: of the file, bytes.
     """
-    if beginning[:2] == b"\xff\xd8":
-        return b"\xff\xd9" not in end
+    if _is_jpeg(beginning):
+        return jpeg_markers.END not in end
     if beginning[:8] == b"\x89PNG\r\n\x1a\n":
         return b"IEND" not in end
     if beginning[:4] == b"RIFF":
@@ -207,6 +235,12 @@ def decode(
         raise ValueError(f"does not decode: {error}") from None
     if is_cut(data):
         raise ValueError("the file is cut off: its end marker is missing")
+    cost = header.size[0] * header.size[1] * (1 if header.bits == 8 else DEEP_WEIGHT)
+    with _budget.taken(cost):
+        return orient(to_uint8(_decode_whole(data, header)), orientation)
+
+
+def _decode_whole(data: bytes, header: Header) -> Shaped[np.ndarray, "h w 3"]:
     image = None
     if header.bits <= 16:  # OpenCV is loud about the others
         try:
@@ -215,20 +249,20 @@ def decode(
             image = None
     if image is None or image.ndim != 3 or image.shape[:2] != header.size:
         image = _decode_with_pillow(data)
-    return orient(to_uint8(image), orientation)
+    return image
 
 
 def _decode_with_pillow(data: bytes) -> Shaped[np.ndarray, "h w 3"]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.mode[0] in "IF":  # convert() would clip them
-                return np.repeat(np.asarray(image)[..., None], 3, axis=-1)
+                return np.repeat(to_uint8(np.asarray(image)[..., None]), 3, axis=-1)
             return np.asarray(image.convert("RGB"))
     except Exception as error:  # as in read_header
         raise ValueError(f"does not decode ({_first_line(error)})") from None
 
 
-def to_uint8(image: Shaped[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+def to_uint8(image: Shaped[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:
     """Samples of any type in 0..255.
 
     Files do not say how many of their bits they use, so integers are scaled by the smallest of 8,
@@ -250,7 +284,9 @@ def to_uint8(image: Shaped[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
             f"samples of type {image.dtype} lie in {least:g}..{most:g}, not in {allowed}: their "
             "range is unknown. Convert the image to 8 bits"
         )
-    return np.rint(image.astype(np.float32) * np.float32(255.0 / limit)).astype(np.uint8)
+    scaled = image.astype(np.float32)
+    scaled *= np.float32(255.0 / limit)
+    return np.rint(scaled, out=scaled).astype(np.uint8)
 
 
 def _first_line(error: BaseException) -> str:

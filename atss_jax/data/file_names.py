@@ -14,6 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 def leaves_folder(name: str) -> bool:
     """Whether a relative name is absolute, or climbs out of its folder by ".."."""
+    if ".." not in name and not name.startswith("/"):
+        return False
     normal = os.path.normpath(name)
     return os.path.isabs(normal) or normal == ".." or normal.startswith("../")
 

@@ -1,8 +1,9 @@
 """What was learnt of a large set, kept in a file, so that the next start takes seconds.
 
 The file's name holds a digest of the annotations' content and of every setting that the reading
-depends on, so another annotation file never meets an old index. Each image's size and time of
-change are compared; whatever differs, is damaged or is in doubt is read again.
+depends on, so another annotation file never meets an old index. Size and time of change of each
+image file, the dropped ones included, are compared; whatever differs, is damaged or is in doubt is
+read again.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import io
 import json
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Generator
 from typing import Any
@@ -24,9 +26,9 @@ from atss_jax.data.image_files import FolderSource
 from atss_jax.data.layouts import SplitSource
 from atss_jax.files import write_whole
 
-MIN_IMAGES = 2000
+MIN_IMAGES = 500
 """Smaller sets are read anew each time: that takes seconds, and their images are decoded."""
-VERSION = 1
+VERSION = 2
 _COLUMNS = ("image_ids", "sizes", "orientations", "digests")
 
 
@@ -55,10 +57,11 @@ def load_indexed(
         dataset = _read(path, source.images, name, config)
         if dataset is not None:
             return dataset
+        started = time.time_ns()
         dataset = build()
-        if dataset.num_records > MIN_IMAGES and not dataset.health.bad_images:
+        if dataset.num_records > MIN_IMAGES:
             try:
-                _write(path, dataset)
+                _write(path, dataset, started)
             except OSError as error:
                 logging.warning("%s: not written (%s); the next start reads all again", path, error)
     return dataset
@@ -88,40 +91,45 @@ def _lock(folder: str, path: str) -> Generator[None, None, None]:
         yield
 
 
-def _stamps(source: Any, count: int) -> np.ndarray:
-    """int64 [N, 2]: size in bytes and time of change in ns of each file.
+def _stamps(source: FolderSource, count: int) -> np.ndarray:
+    """int64 [N, 2]: size in bytes and time of change in ns of each file, -1 where there is none."""
+    stamps = np.full((count, 2), -1, np.int64)
+    for n in range(count):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: NUL in a name
+            found = os.stat(source.path(n))
+            stamps[n] = found.st_size, found.st_mtime_ns
+    return stamps
 
-    Raises:
-      OSError: one is not there.
-    """
-    stats = (os.stat(source.path(n)) for n in range(count))
-    return np.array([(s.st_size, s.st_mtime_ns) for s in stats], np.int64).reshape(-1, 2)
+
+def _to_bytes(value: Any) -> np.ndarray:
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
 
 
-def _write(path: str, dataset: DetectionDataset) -> None:
-    health = dataset.health
+def _write(path: str, dataset: DetectionDataset, started: int) -> None:
+    """Writes an index, unless a file has changed since the reading started (a time in ns)."""
+    health, source = dataset.health, dataset.source
+    assert isinstance(source, FolderSource)
+    names = [dataset.file_name(n) for n in range(dataset.num_records)] + health.dropped_files
+    stamps = _stamps(FolderSource(source.folder, names), len(names))
+    if stamps[:, 1].max(initial=0) >= started:
+        logging.warning("%s: not written, an image file has changed meanwhile", path)
+        return
     about = {
         "class_names": dataset.class_names,
         "category_ids": dataset.category_ids,
         "original_image_ids": dataset.original_image_ids,
         "original_category_ids": dataset.original_category_ids,
-        "counts": [health.num_images, health.num_annotations, health.bad_annotations],
-        "bad": dict(health.bad),
-        "odd": dict(health.odd),
-        "bad_examples": health.bad_examples,
-        "odd_examples": health.odd_examples,
+        "health": vars(health),
     }
-    names = [dataset.file_name(n) for n in range(dataset.num_records)]
-    text = "\0".join(names).encode("utf-8", "surrogatepass")
     columns = {name: getattr(dataset, name) for name in _COLUMNS}
     buffer = io.BytesIO()
     np.savez(
         buffer,
         **columns,
         **{f"annotations_{k}": v for k, v in dataset.annotations._asdict().items()},
-        stamps=_stamps(dataset.source, dataset.num_records),
-        names=np.frombuffer(text, np.uint8),
-        about=np.frombuffer(json.dumps(about).encode(), np.uint8),
+        stamps=stamps,
+        names=_to_bytes(names),
+        about=_to_bytes(about),
     )
     write_whole(path, buffer.getvalue())
 
@@ -134,11 +142,12 @@ def _read(path: str, images: str, name: str, config: DataConfig) -> DetectionDat
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             found = {key: stored[key] for key in stored.files}
         about = json.loads(found["about"].tobytes())
-        names = found["names"].tobytes().decode("utf-8", "surrogatepass").split("\0")
-        source = FolderSource(images, names)
-        if not np.array_equal(_stamps(source, len(names)), found["stamps"]):
+        names = json.loads(found["names"].tobytes())
+        every_file = FolderSource(images, names)
+        if not np.array_equal(_stamps(every_file, len(names)), found["stamps"]):
             logging.info("%s: image files have changed, they are read again", path)
             return None
+        source = FolderSource(images, names[: len(found["image_ids"])])
         return _dataset(found, about, source, name, config)
     except OSError as error:
         logging.info("%s: %s; the files are read again", path, error)
@@ -154,7 +163,11 @@ def _dataset(
     name: str,
     config: DataConfig,
 ) -> DetectionDataset:
-    num_images, num_annotations, bad_annotations = about["counts"]
+    health = about["health"]
+    for kind in ("bad", "odd"):
+        health[kind] = Counter(health[kind])
+        examples = health[f"{kind}_examples"]
+        health[f"{kind}_examples"] = [Finding(*finding) for finding in examples]
     originals = (about["original_image_ids"], about["original_category_ids"])
     image_ids, category_ids = (None if ids is None else tuple(ids) for ids in originals)
     return DetectionDataset(
@@ -164,15 +177,7 @@ def _dataset(
         category_ids=tuple(about["category_ids"]),
         annotations=Annotations(*(found[f"annotations_{k}"] for k in Annotations._fields)),
         source=source,
-        health=Health(
-            num_images=num_images,
-            num_annotations=num_annotations,
-            bad=Counter(about["bad"]),
-            odd=Counter(about["odd"]),
-            bad_examples=[Finding(*f) for f in about["bad_examples"]],
-            odd_examples=[Finding(*f) for f in about["odd_examples"]],
-            bad_annotations=bad_annotations,
-        ),
+        health=Health(**health),
         max_pixels=config.max_pixels,
         original_image_ids=image_ids,
         original_category_ids=category_ids,

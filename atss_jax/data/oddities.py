@@ -37,13 +37,10 @@ def _count_box_oddities(dataset: DetectionDataset) -> None:
         _note(dataset, "boxes_as_corners", n, text)
     for n in np.flatnonzero((a.xywh[:, :2] + a.xywh[:, 2:] <= 1).all(axis=1)).tolist():
         _note(dataset, "box_normalised", n, "lies within 0..1, as if relative to its image")
-    rows = np.column_stack([a.record, a.category_id, a.xywh])
-    _, first = np.unique(rows, axis=0, return_index=True)
-    is_double = np.ones(len(rows), bool)
-    is_double[first] = False
+    is_double, is_near = _doubles(dataset)
     for n in np.flatnonzero(is_double).tolist():
         _note(dataset, "box_double", n, "appears twice with the same class")
-    for n in np.flatnonzero(_near_doubles(dataset) & ~is_double).tolist():
+    for n in np.flatnonzero(is_near & ~is_double).tolist():
         _note(dataset, "box_near_double", n, "nearly covers another of the same class")
     too_large = a.area > AREA_TOLERANCE * np.prod(a.xywh[:, 2:], axis=1) + 1
     for n in np.flatnonzero(too_large).tolist():
@@ -65,18 +62,27 @@ def corner_boxes(dataset: DetectionDataset) -> Bool[np.ndarray, " M"]:
     return fits & sticks_out
 
 
-def _near_doubles(dataset: DetectionDataset) -> Bool[np.ndarray, " M"]:
-    """Boxes that nearly cover the next one or two of their image and class, by their left side."""
+def _doubles(
+    dataset: DetectionDataset,
+) -> tuple[Bool[np.ndarray, " M"], Bool[np.ndarray, " M"]]:
+    """Boxes that are, and boxes that nearly cover, another of their image and class.
+
+    Sorted by their left and upper side, doubles follow each other; of near ones the next two boxes
+    are compared.
+    """
     a = dataset.annotations
-    order = np.lexsort((a.xywh[:, 0], a.category_id, a.record))
-    found = np.zeros(len(order), bool)
+    order = np.lexsort((*a.xywh.T[::-1], a.category_id, a.record))
+    record, category, xywh = a.record[order], a.category_id[order], a.xywh[order]
+    double, near = (np.zeros(len(order), bool) for _ in range(2))
     for step in (1, 2):
-        first, second = order[:-step], order[step:]
-        same = (a.record[first] == a.record[second]) & (
-            a.category_id[first] == a.category_id[second]
-        )
-        found[second] |= same & (_iou(a.xywh[first], a.xywh[second]) >= NEAR)
-    return found
+        same = (record[:-step] == record[step:]) & (category[:-step] == category[step:])
+        first = np.flatnonzero(same)
+        iou = _iou(xywh[first], xywh[first + step])
+        near[order[first[iou >= NEAR] + step]] = True
+        if step == 1:
+            equal = (xywh[first] == xywh[first + 1]).all(axis=1)
+            double[order[first[equal] + 1]] = True
+    return double, near
 
 
 def _iou(one: Float[np.ndarray, "n 4"], two: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:

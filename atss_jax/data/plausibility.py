@@ -1,8 +1,9 @@
-"""What a run is about to learn from, in at most 15 lines: said at every start.
+"""What a run is about to learn from, in at most 15 lines of 80 columns: said at every start.
 
 Everything here is known when the sets have been read; no image is decoded for it.
 """
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,9 @@ import numpy as np
 from atss_jax.data.dataset import DetectionDataset
 
 MAX_LINES = 15
-LINE_CHARACTERS = 160
+COLUMNS = 80
+ENTRY_LINES = 3
+"""Lines that one entry may take."""
 MIN_EXPECTED = 20
 """A class share is compared where as many objects would be expected in validation."""
 WILD_FACTOR = 3.0
@@ -45,10 +48,25 @@ def start_report(
         head += _limit_lines(val, max_detections)
     rest = [line for dataset in sets for line in _dropped(dataset)]
     rest += _odd_lines(sets)
-    if len(head) + len(rest) > MAX_LINES:
-        shown = MAX_LINES - len(head) - 1
-        rest = [*rest[:shown], f"and {len(rest) - shown} more kinds: `atss check` lists them"]
-    return [_cut(line) for line in head + rest]
+    return _fit(head + rest)
+
+
+def _fit(entries: list[str]) -> list[str]:
+    """Entries in lines of `COLUMNS`, as many as `MAX_LINES` hold."""
+    blocks = [
+        textwrap.wrap(
+            entry, COLUMNS, subsequent_indent="    ", max_lines=ENTRY_LINES, placeholder=" ..."
+        )
+        for entry in entries
+    ]
+    lines: list[str] = []
+    for place, block in enumerate(blocks):
+        rest = sum(map(len, blocks[place:]))
+        is_last = place + 1 == len(blocks)
+        if len(lines) + rest > MAX_LINES and len(lines) + len(block) + (not is_last) > MAX_LINES:
+            return [*lines, f"and {len(blocks) - place} more: `atss check` lists them"]
+        lines += block
+    return lines
 
 
 def compare(train: DetectionDataset, val: DetectionDataset) -> list[str]:
@@ -121,12 +139,12 @@ def _about(dataset: DetectionDataset) -> str:
     text += f"; {middle[0]}x{middle[1]} px" if same else f"; {_range(low, middle, high)} px"
     if len(sides):
         least, half, most = np.percentile(sides, [5, 50, 95])
-        text += f"; box sides {least:.0f} / {half:.0f} / {most:.0f} px (5, 50, 95 %)"
+        text += f"; box sides {least:.0f}/{half:.0f}/{most:.0f} px (5/50/95 %)"
     return text
 
 
 def _range(low: np.ndarray, middle: np.ndarray, high: np.ndarray) -> str:
-    return " / ".join(f"{w}x{h}" for w, h in (low, middle, high))
+    return "/".join(f"{w}x{h}" for w, h in (low, middle, high))
 
 
 def _classes(train: DetectionDataset, val: DetectionDataset | None) -> str:
@@ -140,7 +158,7 @@ def _classes(train: DetectionDataset, val: DetectionDataset | None) -> str:
         parts.append(text if more is None else f"{text} (val {more[n]})")
     line = f"{len(parts)} classes: "
     for place, part in enumerate(parts):
-        if len(line) + len(part) > LINE_CHARACTERS - 20:
+        if len(line) + len(part) > 2 * COLUMNS - 24:
             return f"{line}and {len(parts) - place} more"
         line += part + (", " if place + 1 < len(parts) else "")
     return line
@@ -164,7 +182,3 @@ def _odd_lines(sets: Sequence[DetectionDataset]) -> list[str]:
         mark = "! " if kind in ("boxes_as_corners", "image_turned", "box_normalised") else ""
         lines[kind] = f"{mark}odd, kept: {counts} {kind}, such as {examples[0].message}"
     return list(lines.values())
-
-
-def _cut(line: str) -> str:
-    return line if len(line) <= LINE_CHARACTERS * 2 else line[: LINE_CHARACTERS * 2 - 3] + "..."

@@ -10,20 +10,21 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from atss_jax.data import decoding
+from atss_jax.data.stock_records import StockLayout, find_stock_layout, stock_objects
 from atss_jax.errors import UserError
 
-COCO_CATEGORY_IDS = tuple(
-    i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-)
-"""COCO's 80 category ids; the stock builder keeps only their order."""
-COCO_BOX_DECIMALS = 2
-"""COCO's boxes have two; the stock builder's relative float32 boxes are rounded back to them."""
 INDEX_VERSION = 1
+
+
+def image_feature(builder: Any) -> str:
+    """Name of the image among a record's features."""
+    return "image" if _is_own_layout(builder) else find_stock_layout(builder).image
 
 
 def open_split(builder: Any, split: str) -> Any:
     """The split by place; images stay encoded."""
-    return builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    decoders = {image_feature(builder): tfds.decode.SkipDecoding()}
+    return builder.as_data_source(split=split, decoders=decoders)
 
 
 def read_categories(builder: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -35,28 +36,20 @@ def read_categories(builder: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
     if _is_own_layout(builder):
         metadata = builder.info.metadata
         ids, names = tuple(metadata["category_ids"]), tuple(metadata["class_names"])
-        if len(ids) != len(names) or len(set(ids)) < len(ids) or len(set(names)) < len(names):
-            raise UserError(
-                f"categories {tuple(zip(ids, names, strict=False))}: each needs an id and a name "
-                "of its own"
-            )
-        return ids, names
-    names = tuple(builder.info.features["objects"]["label"].names)
-    if len(names) == len(COCO_CATEGORY_IDS):
-        return COCO_CATEGORY_IDS, names
-    return tuple(range(1, len(names) + 1)), names
+    else:
+        layout = find_stock_layout(builder)
+        ids, names = layout.category_ids, layout.class_names
+    if len(ids) != len(names) or len(set(ids)) < len(ids) or len(set(names)) < len(names):
+        raise UserError(
+            f"categories {tuple(zip(ids, names, strict=False))}: each needs an id and a name "
+            "of its own"
+        )
+    return ids, names
 
 
 def _is_own_layout(builder: Any) -> bool:
     features = builder.info.features
-    if "objects" in features and "bbox_xywh" in features["objects"]:
-        return True
-    if "objects" in features and {"bbox", "label", "id"} <= set(features["objects"].keys()):
-        return False
-    raise UserError(
-        f"{builder.info.full_name}: records with fields {sorted(features)} are neither this "
-        "package's nor those of coco/2017. Prepare the data with scripts/prepare_coco.py."
-    )
+    return "objects" in features and "bbox_xywh" in features["objects"]
 
 
 def cached_columns(builder: Any, builder_dir: str, split: str) -> dict[str, np.ndarray]:
@@ -85,20 +78,23 @@ def cached_columns(builder: Any, builder_dir: str, split: str) -> dict[str, np.n
 
 def _read_columns(builder: Any, split: str) -> dict[str, np.ndarray]:
     """Reads every record once; sorted by image id."""
-    own, category_ids = _is_own_layout(builder), np.array(read_categories(builder)[0], np.int64)
+    layout = None if _is_own_layout(builder) else find_stock_layout(builder)
     source = open_split(builder, split)
     heads, groups = [], []
+    num_objects = 0
     for place in range(len(source)):
         record = source[place]
-        name = record["image/filename"]
-        name = name.decode() if isinstance(name, bytes) else str(name)
+        image, id_, name = _head(record, place, layout)
         try:  # the limit of pixels holds when the image is decoded
-            size, orientation, _ = decoding.read_header(record["image"], sys.maxsize)
+            size, orientation, _ = decoding.read_header(image, sys.maxsize)
         except ValueError as error:
-            raise UserError(f"image {record['image/id']} ({name}): {error}") from None
-        heads.append((int(record["image/id"]), place, size, orientation, name))
-        objects = record["objects"]
-        groups.append(_own_objects(objects) if own else _stock_objects(objects, size, category_ids))
+            raise UserError(f"image {id_} ({name}): {error}") from None
+        heads.append((id_, place, size, orientation, name))
+        if layout is None:
+            groups.append(_own_objects(record["objects"]))
+        else:
+            groups.append(stock_objects(record, layout, size, 1 + num_objects))
+        num_objects += len(groups[-1]["id"])
     order = sorted(range(len(heads)), key=lambda n: heads[n][0])
     heads, groups = [heads[n] for n in order], [groups[n] for n in order]
     counts = [len(group["id"]) for group in groups]
@@ -119,36 +115,22 @@ def _read_columns(builder: Any, split: str) -> dict[str, np.ndarray]:
     }
 
 
+def _head(record: dict[str, Any], place: int, layout: StockLayout | None) -> tuple[Any, int, str]:
+    """Encoded image, id and file name of a record."""
+    image, id_, name = "image", "image/id", "image/filename"
+    if layout is not None:
+        image, id_, name = layout.image, layout.image_id, layout.file_name
+    file_name = f"number {place + 1}" if name is None else record[name]
+    if isinstance(file_name, bytes):
+        file_name = file_name.decode()
+    return record[image], place + 1 if id_ is None else int(record[id_]), str(file_name)
+
+
 def _own_objects(objects: dict[str, Any]) -> dict[str, np.ndarray]:
     return {
         "id": np.asarray(objects["id"], np.int64),
         "category_id": np.asarray(objects["category_id"], np.int64),
         "xywh": np.asarray(objects["bbox_xywh"], np.float64).reshape(-1, 4),
-        "area": np.asarray(objects["area"], np.float64),
-        "is_crowd": np.asarray(objects["is_crowd"], bool),
-    }
-
-
-def _stock_objects(
-    objects: dict[str, Any], size: tuple[int, int], category_ids: np.ndarray
-) -> dict[str, np.ndarray]:
-    """COCO's annotations from relative yxyx boxes and dense labels; areas are whole px^2 there.
-
-    A label that is none becomes the category id -1, which no class has.
-    """
-    relative = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)
-    yxyx = np.round(relative * np.tile(size, 2), COCO_BOX_DECIMALS)
-    corner, far = yxyx[:, 1::-1], yxyx[:, 3:1:-1]
-    extent = np.round(far - corner, COCO_BOX_DECIMALS)
-    labels = np.asarray(objects["label"], np.int64)
-    return {
-        "id": np.asarray(objects["id"], np.int64),
-        "category_id": np.where(
-            (labels >= 0) & (labels < len(category_ids)),
-            category_ids[labels.clip(0, len(category_ids) - 1)],
-            -1,
-        ),
-        "xywh": np.concatenate([corner, extent], axis=1),
         "area": np.asarray(objects["area"], np.float64),
         "is_crowd": np.asarray(objects["is_crowd"], bool),
     }

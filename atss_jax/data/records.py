@@ -1,9 +1,9 @@
 """ArrayRecord sets in the layout of `tensorflow_datasets`, read without TensorFlow.
 
 Two layouts: this package's own (`record_features`: exact boxes, areas, ids; made by
-`scripts/prepare_coco.py` and by the `shapes` builder) and the stock `coco/2017` of
-`tensorflow_datasets` prepared as ArrayRecord. Annotations are read once and kept as a column file
-beside the records; images are read by index.
+`scripts/prepare_coco.py` and by the `shapes` builder) and stock detection sets of
+`tensorflow_datasets` prepared as ArrayRecord (`stock_records`). Annotations are read once and kept
+as a column file beside the records; images are read by index.
 """
 
 import contextlib
@@ -24,7 +24,12 @@ from atss_jax.data.dataset import (
     Health,
     training_boxes,
 )
-from atss_jax.data.record_columns import cached_columns, open_split, read_categories
+from atss_jax.data.record_columns import (
+    cached_columns,
+    image_feature,
+    open_split,
+    read_categories,
+)
 from atss_jax.errors import UserError
 
 
@@ -67,6 +72,7 @@ class RecordSource:
     def _open(self) -> None:
         self._lock = threading.Lock()
         self._data: Any = None
+        self._image = "image"
 
     def __getstate__(self) -> dict[str, Any]:
         """Without open files: each process opens its own."""
@@ -83,8 +89,9 @@ class RecordSource:
             with self._lock:
                 if self._data is None:
                     builder = tfds.builder_from_directory(self._builder_dir)
+                    self._image = image_feature(builder)
                     self._data = open_split(builder, self._split)
-        return self._data[int(self._places[index])]["image"]
+        return self._data[int(self._places[index])][self._image]
 
     def file_name(self, index: int) -> str:
         """As in the records."""

@@ -98,7 +98,7 @@ def load_tfds(
 
     Args:
       name: of the set: "shapes", "shapes_crowded", the name given to scripts/prepare_coco.py, or
-        "coco/2017" for the stock set of `tensorflow_datasets` prepared as ArrayRecord.
+        that of a stock detection set ("coco/2017", "voc/2012") prepared as ArrayRecord.
       split: as in `tensorflow_datasets`.
       data_dir: folder that holds prepared sets.
       config: as in `records.load_records`.
