@@ -3,6 +3,7 @@ r"""Experiments with faults of the machine, of several processes, and of numbers
 Each asserts the right behaviour. Prints a table; the last line is JSON.
 
     python scripts/fault_matrix.py                    # a minute
+    python scripts/fault_matrix.py --real             # and the command line itself: a quarter hour
     python scripts/fault_matrix.py --flips 300 --blocks 100
 """
 
@@ -22,16 +23,8 @@ import numpy as np
 
 import fault_cases
 import fault_damage
-from fault_damage import LostError, SilentlyWrongError
-
-
-class HangError(AssertionError):
-    """An experiment did not end in time."""
-
-
-class WrongCodeError(AssertionError):
-    """A process ended with a code after which a launcher does the wrong thing."""
-
+import fault_processes
+from fault_damage import HangError, LostError, SilentlyWrongError, WrongCodeError
 
 KINDS = {
     "lost": LostError,
@@ -95,13 +88,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--only", default="", help="experiments whose group or name holds this")
+    parser.add_argument("--real", action="store_true", help="real processes besides")
     parser.add_argument("--flips", type=int, default=0, help="random bit flips besides")
     parser.add_argument("--blocks", type=int, default=0, help="random zeroed or cut blocks besides")
-    parser.add_argument("--seconds", type=float, default=120.0, help="limit of an experiment")
+    parser.add_argument("--seconds", type=float, default=600.0, help="limit of an experiment")
     args = parser.parse_args()
     logging.disable(logging.WARNING)  # they are about the damage done here
     counts = dict.fromkeys(["experiments", "passed", *KINDS], 0)
-    cases = fault_cases.cases()
+    cases = fault_cases.cases() + (fault_processes.cases() if args.real else [])
     for group, name, action in cases:
         if args.only not in f"{group} {name}":
             continue

@@ -23,7 +23,7 @@ from atss_jax.run import (
 )
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import peers, xla_flags
-from atss_jax.runtime.metric_writer import configure_logging
+from atss_jax.runtime.metric_writer import configure_logging, say
 
 CLEAN_END_SECONDS = 8.0
 """Processes that were told to stop wait so long for each other."""
@@ -79,10 +79,10 @@ def _run(mode: str, config: Recipe, folder: epath.Path, checkpoint: str) -> int:
         try:
             train.train(config, folder, with_evaluation=mode == "train_and_eval")
         except train.Preempted as stop:
-            print(stop, file=sys.stderr)
+            say(str(stop))
             return _leave_after(stop_signal.PREEMPTED_EXIT_CODE)
         except step_log.NonFiniteError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}")
             return 1
         return 0
     readers = {

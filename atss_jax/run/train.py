@@ -72,6 +72,7 @@ def _train(
 ) -> dict[str, Any]:
     """Everything that may fail on a user's mistake first; only then is the workdir touched."""
     checkpoint_record.check_folder_name(workdir)
+    preflight.check_sinks(config)
     config, train_set, val_set = _in_numbers(config, workdir, with_evaluation)
     setup = set_up(config, train_set)
     if jax.process_count() > 1:

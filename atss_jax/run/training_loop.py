@@ -249,7 +249,7 @@ class Loop:
         num_steps = self._setup.num_steps
         metrics = self._evaluated.get(str(num_steps), {})
         seconds = self._log.total_seconds()
-        self._signal.enter("the run is complete", None)
+        self._signal.enter("the run is complete", stop_signal.COMPLETE_SECONDS, code=0)
         if jax.process_index() != 0:
             return {}
         path = self._workdir / "result.json"
