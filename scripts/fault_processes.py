@@ -267,7 +267,7 @@ def one_killed(index: int, *codes: int) -> None:
         run.send(signal.SIGKILL)
         raise HangError(f"the other lives after {time.monotonic() - begin:.0f} s") from error
     if code not in codes:
-        raise WrongCodeError(f"{code} instead of {codes}")
+        raise WrongCodeError(f"{code} instead of {codes}: {run.text()[-2000:]}")
 
 
 def cases() -> list[Case]:

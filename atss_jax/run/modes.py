@@ -56,6 +56,7 @@ def run(mode: str, config: Recipe, workdir: str, checkpoint: str = "last") -> in
         else:
             traceback.print_exc()
         sys.stderr.flush()
+        peers.await_verdict(error)
         peers.announce_failure(code, f"{type(error).__name__}: {error}")
         # a clean end would wait for the other processes, of which one may be dead
         os._exit(code)

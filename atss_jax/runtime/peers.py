@@ -140,6 +140,20 @@ def announce_failure(code: int, reason: str) -> None:
         logging.debug("no notice to the other processes", exc_info=True)
 
 
+def await_verdict(error: BaseException) -> None:
+    """After an error of JAX's runtime, gives the watch time to find out whose fault it is.
+
+    A collective fails when another process is gone. Then the watch ends this process, with the code
+    that the other announced, or to be started again. Returns where all others live, and at once
+    for other errors.
+    """
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, jax.errors.JaxRuntimeError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None:
+        time.sleep(SILENT_SECONDS + 2 * BEAT_SECONDS)
+
+
 def watch() -> None:
     """From now on this process shows that it lives, and ends when another fails or is lost."""
     if jax.process_count() > 1:
