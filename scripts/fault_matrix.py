@@ -55,30 +55,32 @@ def run(action: Callable[[], None], seconds: float) -> Exception | None:
 def damage_at_random(flips: int, blocks: int, seed: int = 0) -> collections.Counter:
     """Damages the newest checkpoint again and again; every read must fall back or be equal.
 
+    It is read by what evaluation, prediction and export share, then by what resumes a training.
+
     Args:
       flips: bits flipped, one at a time.
       blocks: blocks zeroed or files cut, one at a time.
       seed: of the places.
 
     Returns:
-      Counts of "detected", "harmless" (equal arrays) and "silent_wrong".
+      Counts of "detected", "harmless" (equal arrays) and "silent_wrong"; "detected" and "harmless"
+      by both.
     """
     rng, counts = np.random.default_rng(seed), collections.Counter()
-    with fault_damage.folder_of(3, 6) as folder:
-        files = [p for p in fault_damage.files_of(folder, 6) if p.stat().st_size]
-        for number in range(flips + blocks):
+    for number in range(flips + blocks):
+        with fault_damage.folder_of(3, 6) as folder:
+            files = [p for p in fault_damage.files_of(folder, 6) if p.stat().st_size]
             path = files[number % len(files)]
-            content = path.read_bytes()
             kinds = [fault_damage.flip]
             if number >= flips:
                 kinds = [fault_damage.zero_block, fault_damage.cut]
-            path.write_bytes(kinds[number % len(kinds)](content, rng))
+            path.write_bytes(kinds[number % len(kinds)](path.read_bytes(), rng))
             try:
-                step = fault_damage.read_only(folder)
-                counts["detected" if step == 3 else "harmless"] += 1
+                steps = {fault_damage.read_only(folder), fault_damage.resume(folder)}
             except SilentlyWrongError:
-                counts["silent_wrong"] += 1
-            path.write_bytes(content)
+                steps = set()
+        outcomes = {"detected": {3}, "harmless": {6}}
+        counts[next((k for k, v in outcomes.items() if v == steps), "silent_wrong")] += 1
     return counts
 
 

@@ -138,6 +138,34 @@ def killed(*flags: str) -> None:
     here.check_end(workdir)
 
 
+def worker_killed() -> None:
+    """A reading process is killed, as by a lack of memory: no hang, and the run can go on."""
+    here = ground()
+    workdir = here.new()
+    run = here.start(workdir, "--config.data.num_workers=2")
+    in_loop(run, 6)
+    listed = ["pgrep", "-P", str(run.processes[0].pid)]
+    children = subprocess.run(listed, capture_output=True, text=True).stdout.split()
+    assert children, "no workers"
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(child), signal.SIGKILL)
+    expect(run, 0, 1)
+    here.check_end(workdir)
+
+
+def cache_damaged() -> None:
+    """Bits flipped in every compiled program on disk: compiled again, never run."""
+    here = ground()
+    rng = np.random.default_rng(0)
+    cache = here.folder / "damaged_cache"
+    shutil.copytree(here.data / "cache", cache)
+    for path in cache.rglob("*"):
+        if path.is_file() and path.stat().st_size:
+            path.write_bytes(flip(path.read_bytes(), rng))
+    here.check_end(here.stopped_at(30), f"--config.run.compilation_cache={cache}")
+
+
 def suspended() -> None:
     """A machine that sleeps for a while."""
     here = ground()
@@ -290,6 +318,8 @@ def cases() -> list[Case]:
         ("replaced data", "an image left out", lambda: data_replaced(image_left_out)),
         ("kill", "SIGKILL", killed),
         ("kill", "SIGKILL, two workers", lambda: killed("--config.data.num_workers=2")),
+        ("kill", "workers killed", worker_killed),
+        ("storage", "compilation cache damaged", cache_damaged),
         ("limits", "suspended", suspended),
         ("limits", "reader of the output gone", reader_gone),
         ("signals", "terminal closed", terminal_closed),

@@ -1,9 +1,11 @@
 """What a resumed run does again: its sinks, its trace, its rates; and what stays off the screen."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -18,7 +20,7 @@ from atss_jax.errors import UserError
 from atss_jax.run import preflight, step_log, stop_signal, training_loop, workdir_files
 from atss_jax.run.recipe_io import recipe_from_mapping
 from atss_jax.runtime import compiled, metric_writer
-from atss_jax.training.train_step import StepMetrics
+from atss_jax.training.train_step import StepMetrics, TrainState
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -154,6 +156,37 @@ def test_progress_outlives_a_reader_that_is_gone(monkeypatch):
         os.dup2(os.open(os.devnull, os.O_WRONLY), nobody.fileno())
 
 
+def test_all_that_counts_is_saved_before_pictures_are_drawn(tmp_path, monkeypatch):
+    """They read training images, and a mount that does not answer must not hold a stop."""
+    loop = object.__new__(training_loop.Loop)
+    order: list[str] = []
+
+    def note(name, result=None):
+        return lambda *_, **__: order.append(name) or result
+
+    outcome = types.SimpleNamespace(metrics={"AP": 0.5}, detections=None)
+    fake = types.SimpleNamespace
+    loop.__dict__.update(
+        _validation=fake(run=note("evaluate", outcome), dataset=None),
+        _progress=fake(note=note("say"), pause=note("pause")),
+        _signal=fake(enter=lambda phase, limit: order.append(f"{phase.split()[0]} {limit}")),
+        _writer=fake(write=note("rows"), flush=note("flush")),
+        _checkpointer=fake(attach=note("attach")),
+        _evaluated={},
+        _workdir=tmp_path,
+    )
+    monkeypatch.setattr(training_loop.train_step, "eval_variables", lambda state: {})
+    write = note("detections")
+    monkeypatch.setattr(training_loop.evaluation_folder, "write_detections", write)
+    monkeypatch.setattr(training_loop.Loop, "_known", lambda self: {})
+    monkeypatch.setattr(training_loop.Loop, "_show", note("pictures"))
+    none = {"params": {}, "batch_stats": {}, "ema_params": None, "opt_state": ()}
+    assert loop._evaluate(8, TrainState(step=jnp.int32(8), **none))
+    saved = order.index("attach")
+    assert order.index("rows") < order.index("flush") < order.index("detections") < saved
+    assert order[saved + 1 : saved + 3] == ["pictures 10.0", "pictures"]
+
+
 CHILD = """
 import os, signal, sys, time
 from atss_jax.run import stop_signal
@@ -205,3 +238,16 @@ def test_a_signal_while_python_ends_changes_no_code():
 def test_an_action_that_blocks_does_not_hold_the_end():
     done = child("SIGTERM", before="stop.at_leaving(lambda: time.sleep(100))")
     assert done.returncode == 75 and stop_signal.LEAVING_SECONDS < 5
+
+
+@pytest.mark.parametrize("number, expected", [(errno.EROFS, UserError), (errno.ENOSPC, OSError)])
+def test_a_folder_that_is_read_only_is_said_before_the_work(
+    tmp_path, monkeypatch, number, expected
+):
+    def refuse(**_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(workdir_files.tempfile, "TemporaryFile", refuse)
+    message = "--workdir=.*written to" if number == errno.EROFS else "No space"
+    with pytest.raises(expected, match=message):
+        workdir_files.make_folder(epath.Path(tmp_path), "--workdir")

@@ -49,6 +49,10 @@ def run(mode: str, config: Recipe, workdir: str, checkpoint: str = "last") -> in
     except Exception as error:
         if jax.process_count() == 1:
             raise
+        stop = stop_signal.of_process()
+        if stop is not None and stop.received and peers.is_of_runtime(error):
+            say("another process was stopped first")
+            stop.leave(stop_signal.PREEMPTED_EXIT_CODE)
         code = 1
         if isinstance(error, UserError):
             code = 2

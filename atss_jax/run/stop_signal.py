@@ -26,9 +26,7 @@ EVALUATION_SECONDS = 10.0
 """An evaluation (its state is saved) that does not stop by itself is given up after so long."""
 COMPLETE_SECONDS = 20.0
 """So long a complete run may go on drawing its report and closing its files."""
-LEADER_SECONDS = 3.0
-"""Process 0 of several goes so much later: the others would take its end for a failure."""
-LEAVING_SECONDS = 2.0
+LEAVING_SECONDS = 4.0
 """What is done when the process is ended may take so long: it may be a dead mount that blocks."""
 HANGUP: int | None = getattr(signal, "SIGHUP", None)
 """A terminal that was closed; under `nohup` it stays ignored. Windows has none."""
@@ -60,7 +58,6 @@ class StopSignal:
         self._first = 0.0
         self._owns_process = owns_process
         self._phase: tuple[str, float | None, int] = (BEFORE, 0.0, PREEMPTED_EXIT_CODE)
-        self._is_leader = False
         self._joined: Callable[[int], Any] | None = None
         self._at_leaving: list[Callable[[], Any]] = []
         self._old: dict[int, Any] = {}
@@ -94,12 +91,11 @@ class StopSignal:
         """Adds something short to do when the process is ended by `leave`."""
         self._at_leaving.append(action)
 
-    def follow_job(self, *, is_leader: bool) -> None:
+    def follow_job(self) -> None:
         """Takes SIGTERM back from JAX after the processes have joined, and passes it on to it.
 
         JAX's handler makes all processes stop at one step, but tells nobody else.
         """
-        self._is_leader = is_leader
         if not self._owns_process or sys.platform != "linux":
             return
         action = (ctypes.c_void_p * 32)()  # struct sigaction: the handler comes first
@@ -159,7 +155,7 @@ class StopSignal:
         while True:
             waited = time.monotonic() - first
             _, limit, code = self._phase
-            if limit is not None and waited >= limit + LEADER_SECONDS * self._is_leader:
+            if limit is not None and waited >= limit:
                 goes_on = "; the same command goes on" if code == PREEMPTED_EXIT_CODE else ""
                 self._say(f"stopped, exit code {code}{goes_on}")
                 self.leave(code)

@@ -1,9 +1,12 @@
 """The files of a workdir beside metrics and checkpoints: config, its history, classes, results."""
 
 import datetime
+import errno
 import json
+import os
 import platform
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
@@ -18,6 +21,10 @@ from atss_jax.run.recipe import Recipe
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pycocotools")
 """Packages whose versions a result records."""
+
+
+NEVER_WRITABLE = (FileExistsError, NotADirectoryError, PermissionError)
+"""Errors after which a second try fails, too."""
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -39,20 +46,27 @@ def has_checkpoints(workdir: epath.Path) -> bool:
 
 
 def make_folder(folder: epath.Path, flag: str) -> None:
-    """Makes a folder that the user named, with those above it.
+    """Makes a folder that the user named, with those above it; files can be written into it.
 
     Args:
       folder: the folder.
       flag: where its name was given, for messages.
 
     Raises:
-      UserError: it cannot be made.
+      UserError: it cannot be made, or is read-only.
     """
+    what = "made"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        what = "written to"
+        if "://" not in os.fspath(folder):
+            with tempfile.TemporaryFile(dir=os.fspath(folder)):
+                pass
+    except OSError as error:
+        if not isinstance(error, NEVER_WRITABLE) and error.errno != errno.EROFS:
+            raise  # such as a full disk: a later try may succeed
         raise UserError(
-            f"{flag}={folder}: this folder cannot be made ({error.strerror or error}). Give "
+            f"{flag}={folder}: this folder cannot be {what} ({error.strerror or error}). Give "
             "another one, or check what is there."
         ) from error
 

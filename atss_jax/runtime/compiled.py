@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 from etils import epath
-from jaxlib import utils
+from jaxlib import utils  # pyright: ignore[reportAttributeAccessIssue] - compiled
 
 PEAK_FLOPS = {
     "TPU v4": 275e12,
