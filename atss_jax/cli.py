@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import atss_jax
 from atss_jax.errors import UserError
+from atss_jax.run import stop_signal
 from atss_jax.run.recipe_io import default_workdir
 
 EXAMPLES = """\
@@ -94,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """Entry point of the installed command."""
+    if sys.argv[1:2] == ["train"]:
+        stop_signal.install()  # before what takes a second to import
     sys.exit(main())
 
 

@@ -1,6 +1,6 @@
 """Experiments with damaged checkpoints, a failing storage and a clock that jumps.
 
-Each is a function that raises AssertionError, or one of its two sharper kinds below, if the
+Each is a function that raises AssertionError, or one of its sharper kinds below, if the
 behaviour is wrong.
 """
 
@@ -33,6 +33,14 @@ class LostError(AssertionError):
 
 class SilentlyWrongError(AssertionError):
     """Other numbers than the saved ones, without a word."""
+
+
+class HangError(AssertionError):
+    """An experiment did not end in time."""
+
+
+class WrongCodeError(AssertionError):
+    """A process ended with a code after which a launcher does the wrong thing."""
 
 
 SIZE = 20_000

@@ -3,6 +3,7 @@ r"""Experiments with faults of the machine, of several processes, and of numbers
 Each asserts the right behaviour. Prints a table; the last line is JSON.
 
     python scripts/fault_matrix.py                    # a minute
+    python scripts/fault_matrix.py --real             # and the command line itself: a quarter hour
     python scripts/fault_matrix.py --flips 300 --blocks 100
 """
 
@@ -22,16 +23,8 @@ import numpy as np
 
 import fault_cases
 import fault_damage
-from fault_damage import LostError, SilentlyWrongError
-
-
-class HangError(AssertionError):
-    """An experiment did not end in time."""
-
-
-class WrongCodeError(AssertionError):
-    """A process ended with a code after which a launcher does the wrong thing."""
-
+import fault_processes
+from fault_damage import HangError, LostError, SilentlyWrongError, WrongCodeError
 
 KINDS = {
     "lost": LostError,
@@ -62,30 +55,32 @@ def run(action: Callable[[], None], seconds: float) -> Exception | None:
 def damage_at_random(flips: int, blocks: int, seed: int = 0) -> collections.Counter:
     """Damages the newest checkpoint again and again; every read must fall back or be equal.
 
+    It is read by what evaluation, prediction and export share, then by what resumes a training.
+
     Args:
       flips: bits flipped, one at a time.
       blocks: blocks zeroed or files cut, one at a time.
       seed: of the places.
 
     Returns:
-      Counts of "detected", "harmless" (equal arrays) and "silent_wrong".
+      Counts of "detected", "harmless" (equal arrays) and "silent_wrong"; "detected" and "harmless"
+      by both.
     """
     rng, counts = np.random.default_rng(seed), collections.Counter()
-    with fault_damage.folder_of(3, 6) as folder:
-        files = [p for p in fault_damage.files_of(folder, 6) if p.stat().st_size]
-        for number in range(flips + blocks):
+    for number in range(flips + blocks):
+        with fault_damage.folder_of(3, 6) as folder:
+            files = [p for p in fault_damage.files_of(folder, 6) if p.stat().st_size]
             path = files[number % len(files)]
-            content = path.read_bytes()
             kinds = [fault_damage.flip]
             if number >= flips:
                 kinds = [fault_damage.zero_block, fault_damage.cut]
-            path.write_bytes(kinds[number % len(kinds)](content, rng))
+            path.write_bytes(kinds[number % len(kinds)](path.read_bytes(), rng))
             try:
-                step = fault_damage.read_only(folder)
-                counts["detected" if step == 3 else "harmless"] += 1
+                steps = {fault_damage.read_only(folder), fault_damage.resume(folder)}
             except SilentlyWrongError:
-                counts["silent_wrong"] += 1
-            path.write_bytes(content)
+                steps = set()
+        outcomes = {"detected": {3}, "harmless": {6}}
+        counts[next((k for k, v in outcomes.items() if v == steps), "silent_wrong")] += 1
     return counts
 
 
@@ -95,13 +90,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--only", default="", help="experiments whose group or name holds this")
+    parser.add_argument("--real", action="store_true", help="real processes besides")
     parser.add_argument("--flips", type=int, default=0, help="random bit flips besides")
     parser.add_argument("--blocks", type=int, default=0, help="random zeroed or cut blocks besides")
-    parser.add_argument("--seconds", type=float, default=120.0, help="limit of an experiment")
+    parser.add_argument("--seconds", type=float, default=600.0, help="limit of an experiment")
     args = parser.parse_args()
     logging.disable(logging.WARNING)  # they are about the damage done here
     counts = dict.fromkeys(["experiments", "passed", *KINDS], 0)
-    cases = fault_cases.cases()
+    cases = fault_cases.cases() + (fault_processes.cases() if args.real else [])
     for group, name, action in cases:
         if args.only not in f"{group} {name}":
             continue

@@ -39,7 +39,7 @@ def test_the_other_experiments():
 
 @pytest.mark.parametrize("flips, blocks", [(12, 6), pytest.param(300, 100, marks=pytest.mark.slow)])
 def test_random_damage_is_detected(flips, blocks):
-    """Evaluation, prediction and export read by `restore_part`, and training verifies alike."""
+    """Evaluation, prediction and export read by `restore_part`; a training resumes."""
     found = fault_matrix.damage_at_random(flips, blocks)
     assert found["silent_wrong"] == 0 and found["detected"] + found["harmless"] == flips + blocks
     assert found["detected"] >= 0.9 * (flips + blocks)

@@ -140,3 +140,32 @@ def test_a_lock_of_another_host_counts_while_it_is_touched(tmp_path, monkeypatch
         with pytest.raises(RuntimeError, match="gone or of another run"):
             workdir_lock.check_still_held(epath.Path(tmp_path))
     assert not lock.exists()
+
+
+def test_after_an_error_of_the_runtime_the_watch_has_time_to_find_a_lost_process(monkeypatch):
+    slept = []
+    monkeypatch.setattr(peers.time, "sleep", slept.append)
+    peers.await_verdict(ValueError("an image is broken"))
+    assert not slept
+    try:
+        try:
+            raise jax.errors.JaxRuntimeError("connection closed by peer")
+        except jax.errors.JaxRuntimeError as error:
+            raise RuntimeError("the run was ended") from error
+    except RuntimeError as error:
+        peers.await_verdict(error)
+    assert len(slept) == 1 and slept[0] > peers.SILENT_SECONDS
+
+
+def test_a_process_that_was_told_to_stop_ends_the_others_to_be_started_again(monkeypatch):
+    store, ended = Store(), []
+    monkeypatch.setattr(peers, "client", lambda: store)
+    monkeypatch.setattr(peers, "NOTICE_SECONDS", 0.0)
+    monkeypatch.setattr(peers, "BEAT_SECONDS", 0.02)
+    peers.announce_stop()
+    store_text = store.values[f"{peers.PREFIX}failed"]
+    peers.announce_stop()  # a reason that stands there already stays
+    assert store.values[f"{peers.PREFIX}failed"] == store_text
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    peers._watch(store, lambda code, reason: ended.append((code, reason)))
+    assert ended == [(75, "ended because of process 0: it was told to stop")]

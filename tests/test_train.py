@@ -17,7 +17,7 @@ import pytest
 from etils import epath
 from jax.sharding import AxisType
 
-import kill_test
+import tiny_run
 from atss_jax.run import step_log, stop_signal, train, training_loop, validation
 from atss_jax.runtime import checkpoint_record, parallel
 from atss_jax.runtime.metric_writer import read_rows
@@ -69,7 +69,7 @@ def finished(folder, tmp_path_factory):
 def states(workdir):
     """(step, arrays by name) of the newest checkpoint."""
     steps = [int(p.name) for p in (Path(workdir) / "checkpoints").iterdir() if p.name.isdigit()]
-    return max(steps), kill_test.load_state(Path(workdir), max(steps))
+    return max(steps), tiny_run.load_state(Path(workdir), max(steps))
 
 
 def assert_same_states(first, second):

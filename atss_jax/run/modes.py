@@ -23,7 +23,7 @@ from atss_jax.run import (
 )
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import peers, xla_flags
-from atss_jax.runtime.metric_writer import configure_logging
+from atss_jax.runtime.metric_writer import configure_logging, say
 
 CLEAN_END_SECONDS = 8.0
 """Processes that were told to stop wait so long for each other."""
@@ -49,6 +49,10 @@ def run(mode: str, config: Recipe, workdir: str, checkpoint: str = "last") -> in
     except Exception as error:
         if jax.process_count() == 1:
             raise
+        stop = stop_signal.of_process()
+        if stop is not None and stop.received and peers.is_of_runtime(error):
+            say("another process was stopped first")
+            stop.leave(stop_signal.PREEMPTED_EXIT_CODE)
         code = 1
         if isinstance(error, UserError):
             code = 2
@@ -56,6 +60,7 @@ def run(mode: str, config: Recipe, workdir: str, checkpoint: str = "last") -> in
         else:
             traceback.print_exc()
         sys.stderr.flush()
+        peers.await_verdict(error)
         peers.announce_failure(code, f"{type(error).__name__}: {error}")
         # a clean end would wait for the other processes, of which one may be dead
         os._exit(code)
@@ -79,10 +84,10 @@ def _run(mode: str, config: Recipe, folder: epath.Path, checkpoint: str) -> int:
         try:
             train.train(config, folder, with_evaluation=mode == "train_and_eval")
         except train.Preempted as stop:
-            print(stop, file=sys.stderr)
+            say(str(stop))
             return _leave_after(stop_signal.PREEMPTED_EXIT_CODE)
         except step_log.NonFiniteError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}")
             return 1
         return 0
     readers = {

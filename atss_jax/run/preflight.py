@@ -4,6 +4,7 @@ A wrong weight file, an image too large for all buckets or a missing package is 
 seconds then, not at the first evaluation, and leaves no half-made workdir behind.
 """
 
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -38,6 +39,15 @@ def compile_step(config: Recipe, setup: Setup) -> CompiledByShape:
         )
         step.program(setup.abstract_state, abstract)
     return step
+
+
+def check_sinks(config: Recipe) -> None:
+    """Raises UserError when the metrics are to go to a package that is not installed."""
+    if config.run.wandb and not importlib.util.find_spec("wandb"):
+        raise UserError(
+            f"config.run.wandb={config.run.wandb!r}, but wandb is not installed. "
+            "pip install 'atss_jax[wandb]', or set config.run.wandb=''."
+        )
 
 
 def check_first_batch(config: Recipe, setup: Setup) -> None:

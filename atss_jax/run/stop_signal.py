@@ -5,6 +5,8 @@ two steps of the interpreter, and a compilation or a blocked read may last for m
 that the system wakes up at once says what happens, and ends the process where nothing can be lost.
 """
 
+import atexit
+import contextlib
 import ctypes
 import os
 import signal
@@ -22,8 +24,12 @@ STEP_SECONDS = 20.0
 """A step, or a wait for its batch, that lasts longer after a signal is given up."""
 EVALUATION_SECONDS = 10.0
 """An evaluation (its state is saved) that does not stop by itself is given up after so long."""
-LEADER_SECONDS = 3.0
-"""Process 0 of several goes so much later: the others would take its end for a failure."""
+COMPLETE_SECONDS = 20.0
+"""So long a complete run may go on drawing its report and closing its files."""
+LEAVING_SECONDS = 4.0
+"""What is done when the process is ended may take so long: it may be a dead mount that blocks."""
+HANGUP: int | None = getattr(signal, "SIGHUP", None)
+"""A terminal that was closed; under `nohup` it stays ignored. Windows has none."""
 BEFORE = "before the first step: there is nothing to save"
 """What a signal means until the loop runs."""
 
@@ -33,7 +39,7 @@ class Preempted(Exception):
 
 
 class StopSignal:
-    """Remembers SIGTERM and SIGINT.
+    """Remembers SIGTERM, SIGINT and, on the command line, SIGHUP.
 
     Signals within `BURST_SECONDS` are one: a launcher and its process group both deliver theirs.
     Only a SIGINT after that acts at once.
@@ -51,43 +57,45 @@ class StopSignal:
         self.received = False
         self._first = 0.0
         self._owns_process = owns_process
-        self._phase: tuple[str, float | None] = (BEFORE, 0.0)
-        self._is_leader = False
+        self._phase: tuple[str, float | None, int] = (BEFORE, 0.0, PREEMPTED_EXIT_CODE)
         self._joined: Callable[[int], Any] | None = None
         self._at_leaving: list[Callable[[], Any]] = []
         self._old: dict[int, Any] = {}
         if threading.current_thread() is not threading.main_thread():
             return  # Python delivers signals to the main thread only
-        if is_single or owns_process:
-            self._old = {
-                s: signal.signal(s, self._receive) for s in (signal.SIGTERM, signal.SIGINT)
-            }
         if owns_process:
             read, write = os.pipe()
             os.set_blocking(write, False)
-            signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+            signal.set_wakeup_fd(write, warn_on_full_buffer=False)  # before the first handler
+        if is_single or owns_process:
+            numbers: list[int] = [signal.SIGTERM, signal.SIGINT]
+            if owns_process and HANGUP and signal.getsignal(HANGUP) != signal.SIG_IGN:
+                numbers.append(HANGUP)
+            self._old = {number: signal.signal(number, self._receive) for number in numbers}
+        if owns_process:
             threading.Thread(target=self._watch, args=(read,), daemon=True).start()
+            atexit.register(self._ignore)  # the first one registered is the last one called
 
-    def enter(self, phase: str, limit: float | None) -> None:
+    def enter(self, phase: str, limit: float | None, code: int = PREEMPTED_EXIT_CODE) -> None:
         """Says what a signal means from here on.
 
         Args:
           phase: what happens then, for the message.
           limit: seconds after the signal when the process is ended, because nothing is lost or
             nothing can be saved; None never.
+          code: of the process then.
         """
-        self._phase = (phase, limit)
+        self._phase = (phase, limit, code)
 
     def at_leaving(self, action: Callable[[], Any]) -> None:
         """Adds something short to do when the process is ended by `leave`."""
         self._at_leaving.append(action)
 
-    def follow_job(self, *, is_leader: bool) -> None:
+    def follow_job(self) -> None:
         """Takes SIGTERM back from JAX after the processes have joined, and passes it on to it.
 
         JAX's handler makes all processes stop at one step, but tells nobody else.
         """
-        self._is_leader = is_leader
         if not self._owns_process or sys.platform != "linux":
             return
         action = (ctypes.c_void_p * 32)()  # struct sigaction: the handler comes first
@@ -110,11 +118,21 @@ class StopSignal:
 
     def leave(self, code: int) -> NoReturn:
         """Ends the process now, whatever its threads are doing."""
-        for action in self._at_leaving:
-            action()
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        last = threading.Thread(target=self._do_last, daemon=True)
+        last.start()
+        last.join(LEAVING_SECONDS)
         os._exit(code)
+
+    def _do_last(self) -> None:
+        for action in [*self._at_leaving, sys.stdout.flush, sys.stderr.flush]:
+            with contextlib.suppress(Exception):  # such as a terminal that was closed
+                action()
+
+    def _ignore(self) -> None:
+        """While Python ends it takes handlers back: a signal must not change the exit code then."""
+        signal.set_wakeup_fd(-1)
+        for number in self._old:
+            signal.signal(number, signal.SIG_IGN)
 
     def _receive(self, number: int, _frame: Any) -> None:
         now = time.monotonic()
@@ -126,7 +144,7 @@ class StopSignal:
 
     def _watch(self, descriptor: int) -> None:
         """Waits for the first signal, says what happens, and ends the process when due."""
-        while (number := os.read(descriptor, 1)[0]) not in (signal.SIGTERM, signal.SIGINT):
+        while (number := os.read(descriptor, 1)[0]) not in self._old:
             pass
         first = time.monotonic()
         self.received, self._first = True, self._first or first
@@ -136,10 +154,11 @@ class StopSignal:
         os.set_blocking(descriptor, False)
         while True:
             waited = time.monotonic() - first
-            limit = self._phase[1]
-            if limit is not None and waited >= limit + LEADER_SECONDS * self._is_leader:
-                self._say(f"stopped, exit code {PREEMPTED_EXIT_CODE}; the same command goes on")
-                self.leave(PREEMPTED_EXIT_CODE)
+            _, limit, code = self._phase
+            if limit is not None and waited >= limit:
+                goes_on = "; the same command goes on" if code == PREEMPTED_EXIT_CODE else ""
+                self._say(f"stopped, exit code {code}{goes_on}")
+                self.leave(code)
             time.sleep(0.05)
             try:
                 numbers = os.read(descriptor, 64)
@@ -150,7 +169,8 @@ class StopSignal:
 
     def _say(self, text: str) -> None:
         """Prints past Python's buffers, whose locks the main thread may hold."""
-        os.write(2, f"\n{text}\n".encode())
+        with contextlib.suppress(OSError):  # a terminal that was closed
+            os.write(2, f"\n{text}\n".encode())
 
 
 _of_process: StopSignal | None = None
@@ -169,6 +189,7 @@ def uninstall() -> None:
     global _of_process
     if _of_process is not None:
         signal.set_wakeup_fd(-1)
+        atexit.unregister(_of_process._ignore)
         _of_process.restore()
         _of_process = None
 

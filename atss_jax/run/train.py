@@ -72,10 +72,13 @@ def _train(
 ) -> dict[str, Any]:
     """Everything that may fail on a user's mistake first; only then is the workdir touched."""
     checkpoint_record.check_folder_name(workdir)
+    preflight.check_sinks(config)
     config, train_set, val_set = _in_numbers(config, workdir, with_evaluation)
     setup = set_up(config, train_set)
     if jax.process_count() > 1:
-        stop.follow_job(is_leader=jax.process_index() == 0)
+        stop.follow_job()
+        stop.at_leaving(peers.announce_stop)
+        peers.watch()
     workdir_lock.refuse_if_held(workdir)
     stop.check()
     names, ids = setup.train_set.class_names, setup.train_set.category_ids
@@ -97,7 +100,6 @@ def _train(
         print("\n".join(lines), flush=True)
     loader.check_overflow(setup.train_set, config.data.max_boxes, config.data.on_overflow)
     peers.check_same({"the data": build.data_digest(setup.train_set, setup.plan)})
-    peers.watch()
     stop.check()
     preflight.check_first_batch(config, setup)
     state = None

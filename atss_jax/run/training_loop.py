@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,15 @@ from atss_jax.runtime.checkpoint import Checkpointer
 from atss_jax.runtime.metric_writer import MetricWriter, Progress
 from atss_jax.training import train_step
 from atss_jax.training.train_step import TrainState
+
+
+@contextlib.contextmanager
+def _warning_only(text: str) -> Iterator[None]:
+    """What people look at must not end the run."""
+    try:
+        yield
+    except Exception:  # noqa: BLE001
+        logging.warning(text, exc_info=True)
 
 
 class Loop:
@@ -170,13 +180,18 @@ class Loop:
         self._signal.enter("the evaluation is recorded", None)
         self._writer.write(step, outcome.metrics, prefix="eval/")
         self._writer.flush()
+        if jax.process_index() == 0:
+            with _warning_only(f"detections.json of step {step} is not written"):
+                dataset = self._validation.dataset
+                evaluation_folder.write_detections(self._workdir, dataset, outcome.detections)
         self._evaluated[str(step)] = outcome.metrics
         self._checkpointer.attach(step, outcome.metrics, self._known())
+        self._signal.enter(
+            "pictures are broken off; all else is saved", stop_signal.EVALUATION_SECONDS
+        )
         if jax.process_index() == 0:
-            try:
+            with _warning_only(f"pictures of step {step} are not complete"):
                 self._show(step, outcome)
-            except Exception:  # noqa: BLE001 - what people look at must not end the run
-                logging.warning("pictures of step %d are not complete", step, exc_info=True)
         self._signal.enter("the step ends, and its state is saved", stop_signal.STEP_SECONDS)
         self._progress.pause()
         return True
@@ -186,17 +201,15 @@ class Loop:
         return {"evaluated": self._evaluated, **self._log.known()}
 
     def _show(self, step: int, outcome: validation.Outcome) -> None:
-        """Prints the metrics; writes detections and pictures."""
+        """Prints the metrics; writes pictures."""
         assert self._validation is not None
         if outcome.metrics:
             self._progress.note(validation.summary(outcome.metrics))
-        dataset = self._validation.dataset
-        evaluation_folder.write_detections(self._workdir, dataset, outcome.detections)
         pictures.after_evaluation(
             self._config,
             self._workdir,
             self._setup,
-            dataset,
+            self._validation.dataset,
             outcome.detections,
             step,
             self._writer,
@@ -249,7 +262,7 @@ class Loop:
         num_steps = self._setup.num_steps
         metrics = self._evaluated.get(str(num_steps), {})
         seconds = self._log.total_seconds()
-        self._signal.enter("the run is complete", None)
+        self._signal.enter("the run is complete", stop_signal.COMPLETE_SECONDS, code=0)
         if jax.process_index() != 0:
             return {}
         path = self._workdir / "result.json"
@@ -273,8 +286,6 @@ class Loop:
         """Writes report.html; what people look at must not end the run."""
         from atss_jax.run import report  # Matplotlib: half a second of a start
 
-        try:
+        with _warning_only("the report is not written"):
             self._writer.flush()
             self._progress.note(f"report: {report.write_report(Path(self._workdir))}")
-        except Exception:  # noqa: BLE001
-            logging.warning("the report is not written", exc_info=True)

@@ -150,6 +150,7 @@ def evaluate_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "las
     if jax.process_index() == 0:
         name, augmentation = evaluation_folder.split_name(config), config.eval.multiscale
         print(f"step {step} ({checkpoint}), split {name}, test-time augmentation {augmentation}")
+        workdir_files.make_folder(workdir / "eval", "--workdir")  # before an hour of detection
     outcome = Validation(config, model, mesh, dataset=dataset).run(variables)
     if outcome is None:
         raise RuntimeError("the evaluation was stopped")

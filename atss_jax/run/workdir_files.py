@@ -1,9 +1,12 @@
 """The files of a workdir beside metrics and checkpoints: config, its history, classes, results."""
 
 import datetime
+import errno
 import json
+import os
 import platform
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
@@ -18,6 +21,10 @@ from atss_jax.run.recipe import Recipe
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pycocotools")
 """Packages whose versions a result records."""
+
+
+NEVER_WRITABLE = (FileExistsError, NotADirectoryError, PermissionError)
+"""Errors after which a second try fails, too."""
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -39,20 +46,27 @@ def has_checkpoints(workdir: epath.Path) -> bool:
 
 
 def make_folder(folder: epath.Path, flag: str) -> None:
-    """Makes a folder that the user named, with those above it.
+    """Makes a folder that the user named, with those above it; files can be written into it.
 
     Args:
       folder: the folder.
       flag: where its name was given, for messages.
 
     Raises:
-      UserError: it cannot be made.
+      UserError: it cannot be made, or is read-only.
     """
+    what = "made"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        what = "written to"
+        if "://" not in os.fspath(folder):
+            with tempfile.TemporaryFile(dir=os.fspath(folder)):
+                pass
+    except OSError as error:
+        if not isinstance(error, NEVER_WRITABLE) and error.errno != errno.EROFS:
+            raise  # such as a full disk: a later try may succeed
         raise UserError(
-            f"{flag}={folder}: this folder cannot be made ({error.strerror or error}). Give "
+            f"{flag}={folder}: this folder cannot be {what} ({error.strerror or error}). Give "
             "another one, or check what is there."
         ) from error
 
@@ -106,12 +120,14 @@ def check_workdir(
 def open_workdir(config: Recipe, workdir: epath.Path) -> list[recipe_changes.Change]:
     """Checks a recipe for a mode that reads a run; prints and returns what differs from the run's.
 
+    What to predict and where to write it is no difference: it is given anew each time.
+
     Raises:
       UserError: as `check_workdir`.
     """
     changes = check_workdir(config, workdir, training=False)
     if jax.process_index() == 0:
-        for change in changes:
+        for change in (c for c in changes if not c.name.startswith(("predict.", "export."))):
             print(f"other than in {workdir}: {change}", file=sys.stderr)
     return changes
 

@@ -4,16 +4,19 @@ Calling a compiled program with another shape is an error, so a silent recompila
 impossible; a new shape compiles once more and is reported.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import jax
 from etils import epath
+from jaxlib import utils  # pyright: ignore[reportAttributeAccessIssue] - compiled
 
 PEAK_FLOPS = {
     "TPU v4": 275e12,
@@ -28,6 +31,10 @@ PEAK_FLOPS = {
     "Tesla V100": 125e12,
 }
 """Dense bfloat16 (V100: float16) peak of a chip, FLOP/s, from the vendors' data sheets."""
+
+
+LONG_SECONDS = 60.0
+"""A compilation that lasts longer is said to be under way."""
 
 
 class Cost(NamedTuple):
@@ -81,7 +88,8 @@ class CompiledByShape:
             start = time.perf_counter()
             lowered = self._function.lower(*arguments)
             traced = time.perf_counter()
-            program = lowered.compile()
+            with patient_compiler():
+                program = lowered.compile()
             self.costs[key] = _cost(program, traced - start, time.perf_counter() - traced)
             return_freed_memory()
             self._programs[key] = program
@@ -100,6 +108,25 @@ class CompiledByShape:
 def _key(arguments: tuple) -> tuple:
     """What programs differ by: the shapes of the last argument."""
     return tuple(leaf.shape for leaf in jax.tree.leaves(arguments[-1]))
+
+
+@contextlib.contextmanager
+def patient_compiler() -> Iterator[None]:
+    """While XLA compiles, its alarms at slow work, which ask for bug reports, stay off the screen.
+
+    One line of ours takes their place. What fails is raised, not logged.
+    """
+    note = "compiling still, %.0f s after the start; the result is kept for the next start"
+    timer = threading.Timer(LONG_SECONDS, logging.warning, [note, LONG_SECONDS])
+    timer.daemon = True
+    timer.start()
+    set_level = getattr(utils, "absl_set_min_log_level", lambda level: None)
+    set_level(3)  # fatal errors only
+    try:
+        yield
+    finally:
+        timer.cancel()
+        set_level(int(os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")))
 
 
 def return_freed_memory() -> None:

@@ -5,6 +5,7 @@ for an interrupted and an uninterrupted run. What depends on the machine (times,
 `timing.jsonl`.
 """
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -154,11 +155,6 @@ class MetricWriter:
                 os.fspath(workdir / "tensorboard"), purge_step=keep_until + 1
             )
         if wandb_project:
-            if not importlib.util.find_spec("wandb"):
-                raise ValueError(
-                    f"run.wandb={wandb_project!r}, but wandb is not installed. "
-                    "pip install 'atss_jax[wandb]', or set run.wandb=''."
-                )
             import wandb  # pyright: ignore[reportMissingImports] - an extra
 
             known = workdir / "wandb_id.txt"
@@ -267,15 +263,21 @@ class Progress:
     def note(self, text: str) -> None:
         """Prints a line that stays."""
         if self._active:
-            print(("\r\033[K" if self._terminal else "") + text, file=sys.stderr, flush=True)
+            say(("\r\033[K" if self._terminal else "") + text)
 
     def _print(self, text: str) -> None:
         if not self._active:
             return
         if self._terminal:
-            print("\r\033[K" + text, end="", file=sys.stderr, flush=True)
+            say("\r\033[K" + text, end="")
         else:
-            print(text, file=sys.stderr, flush=True)
+            say(text)
+
+
+def say(text: str, *, end: str = "\n") -> None:
+    """Prints on stderr; a terminal or a pipe that was closed must not end a run."""
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:

@@ -4,6 +4,7 @@ Before the first collective they compare what must be equal. From then on each s
 and says so when it fails, because a process in a collective with a dead one waits for ever.
 """
 
+import contextlib
 import difflib
 import hashlib
 import itertools
@@ -138,6 +139,40 @@ def announce_failure(code: int, reason: str) -> None:
         time.sleep(NOTICE_SECONDS)
     except Exception:  # the store went with process 0: the others notice that by themselves
         logging.debug("no notice to the other processes", exc_info=True)
+
+
+def announce_stop() -> None:
+    """Tells all other processes that this one was told to stop and cannot wait for them.
+
+    Process 0 stays until they have read it: JAX aborts those that lose it.
+    """
+    store = client()
+    if store is None:
+        return
+    text = f"{RESTART_EXIT_CODE} process {jax.process_index()}: it was told to stop"
+    with contextlib.suppress(Exception):  # another reason stands there already
+        store.key_value_set(f"{PREFIX}failed", text)
+    if jax.process_index() == 0:
+        time.sleep(NOTICE_SECONDS)
+
+
+def is_of_runtime(error: BaseException) -> bool:
+    """Whether JAX's runtime failed, such as a collective with a process that is gone."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, jax.errors.JaxRuntimeError):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None
+
+
+def await_verdict(error: BaseException) -> None:
+    """After an error of JAX's runtime, gives the watch time to find out whose fault it is.
+
+    A collective fails when another process is gone. Then the watch ends this process, with the code
+    that the other announced, or to be started again. Returns where all others live, and at once
+    for other errors.
+    """
+    if is_of_runtime(error):
+        time.sleep(SILENT_SECONDS + 2 * BEAT_SECONDS)
 
 
 def watch() -> None:
