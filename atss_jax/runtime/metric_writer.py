@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from atss_jax.files import write_whole
+from atss_jax.runtime import screen
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -267,12 +268,14 @@ class Progress:
     def note(self, text: str) -> None:
         """Prints a line that stays."""
         if self._active:
+            text = screen.wrapped(text, screen.width_of(sys.stderr))
             print(("\r\033[K" if self._terminal else "") + text, file=sys.stderr, flush=True)
 
     def _print(self, text: str) -> None:
         if not self._active:
             return
-        if self._terminal:
+        if self._terminal:  # cut: a second row would stay on the screen
+            text = text[: (screen.width_of(sys.stderr) or len(text) + 1) - 1]
             print("\r\033[K" + text, end="", file=sys.stderr, flush=True)
         else:
             print(text, file=sys.stderr, flush=True)
@@ -287,7 +290,9 @@ def _clock(seconds: float) -> str:
 
 def configure_logging() -> None:
     """Warnings and errors of this package on stderr, one line each."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:  # absl's, where its flags were read
+        handler.setFormatter(screen.LineFormatter())
     logging.getLogger("jax").setLevel(logging.WARNING)  # it tells each missing backend
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax: every save, every restore
     for package in ("orbax", "flax", "grain", "jax", "etils"):
