@@ -16,6 +16,9 @@ from atss_jax.runtime import parallel, screen
 from atss_jax.runtime.config import RunConfig
 from tests import tiny
 
+COVERED = {"run.max_minutes", "run.patience"}
+"""Fields of the tests below; see `test_field_effects.py`."""
+
 
 def evaluations(*values: float, every: int = 10) -> dict[str, dict[str, float]]:
     return {str(every * (i + 1)): {"AP": value} for i, value in enumerate(values)}

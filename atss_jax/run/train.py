@@ -105,6 +105,10 @@ def _train(
     preflight.check_first_batch(config, setup)
     state = None
     compiled.use_compilation_cache(config.run.compilation_cache, workdir)
+    if jax.process_index() == 0:
+        shapes = f"{len(setup.plan.used_buckets)} shape(s) of batches"
+        kept = "" if config.run.compilation_cache == "off" else ", kept for the next start"
+        screen.show(f"compiling for {jax.devices()[0].device_kind}: {shapes}{kept}")
     is_new = parallel.broadcast_text(str(not workdir_files.has_checkpoints(workdir))) == "True"
     if is_new:
         state = initial_state(config, setup)
