@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 
 from atss_jax.errors import UserError
 from atss_jax.run import build, closing, limits, train, workdir_files
-from atss_jax.runtime import parallel, screen
+from atss_jax.runtime import parallel
 from atss_jax.runtime.config import RunConfig
 from tests import tiny
 
@@ -116,18 +116,6 @@ def test_of_many_classes_the_worst_are_shown():
     lines = closing.table([closing.ClassRow("all", 9, 50, 0.2, 0.4), *rows]).splitlines()
     assert "20 of 50 classes" in lines[0] and len(lines) == 23
     assert "0.190" in lines[-1] and max(map(len, lines)) <= 80
-
-
-def test_lines_are_wrapped_at_words():
-    text = "  a line that is indented and long\nshort\n/a/path/that/is/longer/than/the/line"
-    assert screen.wrapped(text, None) == text
-    assert screen.wrapped(text, 20).splitlines() == [
-        "  a line that is",
-        "    indented and",
-        "    long",
-        "short",
-        "/a/path/that/is/longer/than/the/line",
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -293,6 +293,11 @@ def configure_logging() -> None:
     logging.basicConfig(level=logging.WARNING)
     for handler in logging.getLogger().handlers:  # absl's, where its flags were read
         handler.setFormatter(screen.LineFormatter())
+    quiet_dependencies()
+
+
+def quiet_dependencies() -> None:
+    """Leaves out what other packages say at every save and restore."""
     logging.getLogger("jax").setLevel(logging.WARNING)  # it tells each missing backend
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax: every save, every restore
     for package in ("orbax", "flax", "grain", "jax", "etils"):
