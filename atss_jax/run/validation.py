@@ -20,7 +20,7 @@ from atss_jax.evaluation.whole_split import Outcome, PlannedPass, detect_all, ev
 from atss_jax.models.detector import DetectorNetwork, init_variables
 from atss_jax.run import build, classes, evaluation_folder, predict_steps, workdir_files
 from atss_jax.run.recipe import Recipe
-from atss_jax.runtime import checkpoint, parallel
+from atss_jax.runtime import checkpoint, parallel, screen
 from atss_jax.training import train_step
 from atss_jax.training.train_step import TrainState
 
@@ -169,7 +169,8 @@ def evaluate_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "las
             config, workdir, dataset, outcome, step, checkpoint
         )
         if outcome.metrics:
-            print(f"{summary(outcome.metrics)}\n{folder}: result.json, detections.json, pictures")
+            files = f"{folder}: result.json, detections.json, pictures"
+            screen.show(f"{summary(outcome.metrics)}\n{files}")
     return outcome
 
 

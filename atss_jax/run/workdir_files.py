@@ -15,6 +15,7 @@ from atss_jax.errors import UserError
 from atss_jax.files import write_whole
 from atss_jax.run import recipe_changes, recipe_io
 from atss_jax.run.recipe import Recipe
+from atss_jax.runtime import screen
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pycocotools")
 """Packages whose versions a result records."""
@@ -112,7 +113,8 @@ def open_workdir(config: Recipe, workdir: epath.Path) -> list[recipe_changes.Cha
     changes = check_workdir(config, workdir, training=False)
     if jax.process_index() == 0:
         for change in changes:
-            print(f"other than in {workdir}: {change}", file=sys.stderr)
+            if change.name.partition(".")[0] not in ("predict", "export"):  # of the mode, not a run
+                screen.show(f"other than in {workdir}: {change}", sys.stderr)
     return changes
 
 
