@@ -5,6 +5,7 @@ the arguments of the other. Nothing here imports JAX, so the first line is on th
 """
 
 import argparse
+import difflib
 import fnmatch
 import importlib
 import re
@@ -13,7 +14,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import atss_jax
 from atss_jax.errors import UserError
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = arguments[0] if arguments else "--help"
     try:
         if command in TOOLS:
+            _check_first_path(command, arguments[1:])
             module = importlib.import_module(TOOLS[command][0])
             return module.main(_with_root(command, arguments[1:]))
         if command in MODES:
@@ -81,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             run_from_command_line(flags)
             return 0
+        _check_command(command)
         parser = _parser()
         parsed = parser.parse_args(arguments)
         if parsed.command == "config":
@@ -100,8 +103,16 @@ def run() -> None:
     sys.exit(main())
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all errors of a user are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError."""
+        raise UserError(f"{self.prog}: {message}. See `{self.prog} --help`.")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="atss",
         description="Object detectors with adaptive training sample selection (ATSS), in JAX.",
         epilog=EXAMPLES,
@@ -129,7 +140,7 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
       UserError: an argument is missing, or one too many.
     """
     mode = MODES[command]
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"atss {command}",
         description=mode.help,
         epilog="Fields of the recipe: --group.field=value; `atss config` lists them.",
@@ -172,6 +183,27 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
     return flags
 
 
+def _check_command(word: str) -> None:
+    """Raises UserError for a word that is no command."""
+    known = [*MODES, *TOOLS, "config"]
+    if word.startswith("-") or word in known:
+        return
+    near = difflib.get_close_matches(word, known, n=1)
+    hint = f"Did you mean `atss {near[0]}`?" if near else "`atss --help` lists them."
+    raise UserError(f"atss {word}: no such command. {hint}")
+
+
+def _check_first_path(command: str, arguments: Sequence[str]) -> None:
+    """Raises UserError for a folder that is not there, before a tool's slow imports."""
+    from atss_jax.run import given_paths
+
+    path = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    if path and command in ("check", "browse"):
+        given_paths.check_root(path)
+    elif path and not Path(path).is_dir():
+        raise UserError(f"{path}: no such folder. Give the workdir of a run.")
+
+
 def _with_root(command: str, arguments: Sequence[str]) -> list[str]:
     """Arguments of a tool; the first word after check and browse is their folder."""
     first, *rest = arguments or [""]
@@ -183,8 +215,14 @@ def _with_root(command: str, arguments: Sequence[str]) -> list[str]:
 def _automatic(flags: Sequence[str]) -> list[str]:
     """What follows from the data of a folder, unless it is given."""
     given = {flag.removeprefix("--config.data.").partition("=")[0] for flag in flags}
+    derived = given & {"short_side", "max_long_side", "buckets"}
+    if derived and "image_size" in given:
+        raise UserError(
+            f"data.image_size and data.{sorted(derived)[0]} are both given, and the first derives "
+            "short_side, max_long_side and buckets. Leave one of them out."
+        )
     chosen = []
-    if not given & {"image_size", "short_side", "train_short_sides", "max_long_side", "buckets"}:
+    if not derived and not given & {"image_size", "train_short_sides"}:
         chosen.append("--config.data.image_size=auto")
     if "max_boxes" not in given:
         chosen.append("--config.data.max_boxes=auto")

@@ -20,7 +20,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from atss_jax.errors import UserError
-from atss_jax.run import recipe_files, recipe_io
+from atss_jax.run import given_paths, recipe_files, recipe_io
 
 MODES = ("train", "eval", "train_and_eval", "predict", "export", "describe", "selftest")
 READING_MODES = ("eval", "predict", "export")
@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
             f"{', '.join(READING_MODES)}. Training goes on from the newest checkpoint."
         )
 
+    given_paths.check(recipe, _MODE.value, _WORKDIR.value or "")
     if not _MODE.value.startswith("train"):
         stop_signal.uninstall()
     from atss_jax.run import modes  # imports JAX: only after the flags are known to be right
@@ -66,8 +67,13 @@ def main(argv: Sequence[str]) -> None:
 
 def _no_config_message(workdir: str | None) -> str:
     """An error text for a command without a recipe."""
-    where = f", and {workdir} has no config.json" if workdir else ""
-    return f"--config is missing{where}. Give a recipe, as in --config=configs/quickstart.py."
+    example = "as in --config=configs/quickstart.py"
+    if workdir:
+        return (
+            f"{workdir}: no run here, and --config is missing. Train first, check --workdir, or "
+            f"give a recipe, {example}."
+        )
+    return f"--config is missing. Give a recipe, {example}."
 
 
 def split_flag(argv: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
@@ -162,6 +168,7 @@ def _find_config(name: str | None, arguments: Sequence[str]) -> ConfigDict | Non
     if name is not None:
         return recipe_files.load_recipe(name)
     workdir, _ = split_flag(arguments, "workdir")
+    given_paths.check_workdir(workdir or "")
     path = epath.Path(workdir or "") / "config.json"
     if workdir and path.exists():
         return ConfigDict(recipe_io.recipe_to_dict(recipe_io.read_recipe(path))).lock()

@@ -21,7 +21,7 @@ from atss_jax.data.tfds_builders import prepare_records
 from atss_jax.errors import UserError
 from atss_jax.run import auto_fields, build, recipe_io
 from atss_jax.run.recipe import Recipe
-from tests import test_field_programs, test_field_runs, tiny
+from tests import test_field_programs, test_field_runs, test_limits, tiny
 
 DATA_PATHS = ("train_annotations", "train_images", "val_annotations", "val_images")
 
@@ -275,6 +275,7 @@ def test_every_field_says_what_it_is():
 
 
 def test_no_field_is_without_a_test_of_its_effect():
-    tests = [set(test_field_programs.CASES), COVERED, set(test_field_runs.COVERED)]
+    runs = (test_field_runs, test_limits)
+    tests = [set(test_field_programs.CASES), COVERED, *(set(module.COVERED) for module in runs)]
     assert sum(len(fields) for fields in tests) == len(set.union(*tests)), "a field stands in two"
     assert set.union(*tests) == set(recipe_io.field_names())

@@ -62,7 +62,7 @@ def test_recipes_are_found_by_name_from_anywhere(tmp_path):
         (["--config=quickstart", "--config.optim.batch_size=3"], "config.data.global_batch?"),
         (["--config=quickstart", "--config.data=shapes"], "config.data: a group. Give one of its"),
         (["--config=quickstart", "--config.run.resume=1"], "of its --workdir by itself"),
-        (["--config=quickstart", "--config.patience=3"], "config.run.keep_best"),
+        (["--config=quickstart", "--config.patience=3"], "Did you mean config.run.patience?"),
         (["--config=quickstart", "--lr=1"], "--config.optim.learning_rate?"),
         (["--config=quickstart", "--batch-size=1"], "--config.data.global_batch?"),
         (["--config=quickstart", "--device=cuda"], "JAX_PLATFORMS"),

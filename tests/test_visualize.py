@@ -1,10 +1,12 @@
 """What the pictures show, by their pixels."""
 
+import base64
+
 import cv2
 import numpy as np
 import pytest
 
-from atss_jax.drawing import curves, palette, visualize
+from atss_jax.drawing import curves, html_page, palette, visualize
 
 GRAY = np.full((60, 90, 3), 128, np.uint8)
 
@@ -88,3 +90,12 @@ def test_curves_of_a_run_and_of_none(tmp_path):
     curves.plot_curves([], tmp_path / "none.png")
     run, none = (read(tmp_path / f"{name}.png") for name in ("run", "none"))
     assert run.shape == none.shape and np.any(run != none)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 60, 40), (340, 260, 400, 300), (150, 100, 200, 180)])
+def test_thumbnails_are_squares_also_at_the_edge(box):
+    image = np.full((300, 400, 3), 127, np.uint8)
+    html = html_page.thumbnail(image, np.array(box, np.float32), "a caption", [])
+    data = base64.b64decode(html.split("base64,")[1].split('"')[0])
+    height, width = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR).shape[:2]
+    assert height == width == 236

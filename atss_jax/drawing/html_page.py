@@ -16,7 +16,12 @@ body{font:15px/1.5 system-ui,sans-serif;color:#1f2937;background:#fff}
 body{max-width:1080px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem;overflow-wrap:anywhere}
 h2{font-size:1.15rem;margin:2.2rem 0 .6rem;border-bottom:1px solid #e5e7eb}
-.scroll{overflow-x:auto;margin:.6rem 0}
+.scroll{overflow-x:auto;margin:.6rem 0;background-repeat:no-repeat}
+.scroll{background-image:linear-gradient(to right,#fff 30%,#fff0),
+linear-gradient(to left,#fff 30%,#fff0),radial-gradient(farthest-side at 0 50%,#0004,#0000),
+radial-gradient(farthest-side at 100% 50%,#0004,#0000)}
+.scroll{background-size:40px 100%,40px 100%,12px 100%,12px 100%}
+.scroll{background-position:0 0,100% 0,0 0,100% 0;background-attachment:local,local,scroll,scroll}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
 th,td{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #e5e7eb;white-space:nowrap}
 th:first-child,td:first-child{text-align:left}
@@ -24,13 +29,14 @@ table.facts td{text-align:left;white-space:normal;overflow-wrap:anywhere}
 table.facts td:first-child{color:#6b7280;white-space:nowrap;vertical-align:top}
 .row{display:flex;flex-wrap:wrap;gap:1rem}.note{color:#6b7280;font-size:.88rem}
 figure{margin:0;max-width:100%}figure img{width:100%;border-radius:4px}
-figure.thumbnail{width:236px}figure.picture{width:500px}
+figure.thumbnail{width:250px}figure.picture{width:516px}
 figcaption{font-size:.8rem;color:#4b5563;overflow-wrap:anywhere}
-img.chart{width:520px;max-width:100%}
+img.chart{width:516px;max-width:100%}
 b.key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.3em}
-@media(max-width:520px){figure.thumbnail{width:calc(50% - .5rem)}body{margin:1rem auto}}
+@media(max-width:520px){figure.thumbnail{width:calc(50% - .5rem)}body{margin:1rem auto}
+th,td{padding:.25rem .4rem}}
 @media print{body{max-width:none;margin:0;font-size:11px}h2{break-after:avoid}
-figure,img,tr{break-inside:avoid}.scroll{overflow:visible}img.chart{width:48%}
+figure,img,tr{break-inside:avoid}.scroll{overflow:visible;background:none}img.chart{width:48%}
 figure.thumbnail{width:22%}figure.picture{width:48%}th,td{padding:.15rem .35rem}}
 """
 
@@ -126,12 +132,14 @@ def thumbnail(image: np.ndarray, box: np.ndarray, caption: str, drawn: list) -> 
 
     Args:
       image: uint8 [H, W, 3], RGB.
-      box: (x1, y1, x2, y2) in pixels; the crop shows twice its longer side.
+      box: (x1, y1, x2, y2) in pixels; the crop shows twice its longer side, and is moved into the
+        image where it would leave it, so that crops are squares.
       caption: plain text below.
       drawn: [(boxes [N, 4], colour)], drawn into the crop.
     """
     side = max(float((box[2:] - box[:2]).max()) * 2, 64)
-    low = np.clip((box[:2] + box[2:]) / 2 - side / 2, 0, None).astype(int)
+    last = np.maximum(np.array(image.shape[1::-1]) - side, 0)
+    low = np.clip((box[:2] + box[2:]) / 2 - side / 2, 0, last).astype(int)
     crop = image[low[1] : low[1] + int(side), low[0] : low[0] + int(side)]
     factor = 236 / max(crop.shape[:2])
     crop = cv2.resize(crop, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)

@@ -47,7 +47,7 @@ def coco_metrics(
     category_ids: Sequence[int],
     backend: str = "pycocotools",
 ) -> dict[str, float]:
-    """The 12 COCO numbers and AP of each class.
+    """The 12 COCO numbers, and AP and AR of each class.
 
     All images of the ground truth count, also those without detections. Neither argument is
     changed, nothing is printed.
@@ -60,8 +60,8 @@ def coco_metrics(
       backend: "pycocotools" or "hotcoco".
 
     Returns:
-      `METRICS` and "AP/<class>" with names of `unique_names`, in [0, 1]; `NO_OBJECTS` (-1) where
-      there is no object to find.
+      `METRICS`, "AP/<class>" and "AR/<class>" (as AR100) with names of `unique_names`, in [0, 1];
+      `NO_OBJECTS` (-1) where there is no object to find.
 
     Raises:
       ValueError: unknown backend, results about images or categories that do not exist, or a box
@@ -73,6 +73,7 @@ def coco_metrics(
     metrics = {name: float(x) for name, x in zip(METRICS, evaluator.stats, strict=True)}
     for name, curve in zip(unique_names(class_names, category_ids), curves, strict=True):
         metrics[f"AP/{name}"] = mean_known(curve.precision[:, :, 0])
+        metrics[f"AR/{name}"] = mean_known(curve.recall[:, 0])
     return metrics
 
 

@@ -63,7 +63,7 @@ class Outcome(NamedTuple):
     """What an evaluation found; the same on every host."""
 
     metrics: dict[str, float]
-    """The 12 numbers and "AP/<class>"; empty without metrics."""
+    """The 12 numbers, "AP/<class>" and "AR/<class>"; empty without metrics."""
     detections: Detections
     """Host arrays [N, D], original px; row i is the data set's record i."""
 

@@ -21,6 +21,7 @@ from atss_jax.files import write_whole
 from atss_jax.run import workdir_files
 from atss_jax.run.detector import Detector
 from atss_jax.run.recipe import Recipe
+from atss_jax.runtime import screen
 from atss_jax.structures import Detections
 
 
@@ -68,12 +69,12 @@ def predict_workdir(
         "test_time_augmentation": config.eval.multiscale,
     }
     workdir_files.write_json(output / "about.json", counts)
-    print(
+    screen.show(
         f"{counts['detections']} detections with score >= {config.predict.score_threshold} in "
         f"{counts['images']} images: drawings, detections.json and detections.csv in {output}"
     )
     for message in failed:
-        print(f"skipped {message}", file=sys.stderr)
+        screen.show(f"skipped {message}", sys.stderr)
     if failed and not rows:
         raise UserError(f"none of the {len(failed)} files could be read; the first: {failed[0]}")
     return counts

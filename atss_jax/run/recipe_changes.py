@@ -125,6 +125,9 @@ def with_chosen(config: Recipe, old: Recipe, *, training: bool = False) -> Recip
     if old.data.image_size > 0 and config.data.image_size in (0, old.data.image_size):
         names += [n for n in DERIVED if training or _of(config, n) == _of(Recipe(), n)]
     fields = {name.split(".")[1]: _of(old, name) for name in names}
+    if training and config.run.max_minutes and old.run.max_minutes:  # it chose its length in time
+        length = {name.split(".")[1]: _of(old, name) for name in LENGTH}
+        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, **length))
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **fields))
 
 

@@ -5,6 +5,7 @@ From there on: restore the newest checkpoint, and run the loop.
 
 import contextlib
 import json
+import time
 from typing import Any
 
 import jax
@@ -25,12 +26,13 @@ from atss_jax.run import (
     workdir_files,
     workdir_lock,
 )
+from atss_jax.run.limits import Limits, fit_to_time
 from atss_jax.run.recipe import Recipe
 from atss_jax.run.step_log import NonFiniteError
 from atss_jax.run.stop_signal import Preempted, StopSignal
 from atss_jax.run.training_loop import Loop
 from atss_jax.run.training_setup import Setup, initial_state, print_schedule_change, set_up
-from atss_jax.runtime import checkpoint_record, compiled, parallel, peers
+from atss_jax.runtime import checkpoint_record, compiled, parallel, peers, screen
 from atss_jax.runtime.checkpoint import Checkpointer
 from atss_jax.runtime.metric_writer import read_rows
 from atss_jax.training import train_step
@@ -71,6 +73,7 @@ def _train(
     config: Recipe, workdir: epath.Path, with_evaluation: bool, stop: StopSignal
 ) -> dict[str, Any]:
     """Everything that may fail on a user's mistake first; only then is the workdir touched."""
+    limits = Limits(config.run, time.monotonic())
     checkpoint_record.check_folder_name(workdir)
     preflight.check_sinks(config)
     config, train_set, val_set = _in_numbers(config, workdir, with_evaluation)
@@ -97,13 +100,17 @@ def _train(
         lines = start_report(
             setup.train_set, val_set, setup.plan.padding, config.eval.max_detections
         )
-        print("\n".join(lines), flush=True)
+        screen.show("\n".join(lines))
     loader.check_overflow(setup.train_set, config.data.max_boxes, config.data.on_overflow)
     peers.check_same({"the data": build.data_digest(setup.train_set, setup.plan)})
     stop.check()
     preflight.check_first_batch(config, setup)
     state = None
     compiled.use_compilation_cache(config.run.compilation_cache, workdir)
+    if jax.process_index() == 0:
+        shapes = f"{len(setup.plan.used_buckets)} shape(s) of batches"
+        kept = "" if config.run.compilation_cache == "off" else ", kept for the next start"
+        screen.show(f"compiling for {jax.devices()[0].device_kind}: {shapes}{kept}")
     is_new = parallel.broadcast_text(str(not workdir_files.has_checkpoints(workdir))) == "True"
     if is_new:
         state = initial_state(config, setup)
@@ -112,13 +119,21 @@ def _train(
             preflight.check_evaluation(config, val, state)
     stop.check()
     step = preflight.compile_step(config, setup)
+    if config.run.max_minutes and state is not None and not (workdir / "config.json").exists():
+        stop.check()
+        wanted, (config, text) = config, fit_to_time(config, setup, state, step, val, limits)
+        if jax.process_index() == 0:
+            screen.show(text)
+        if config != wanted:  # the length is a constant of the program
+            setup = set_up(config, setup.train_set)
+            step = preflight.compile_step(config, setup)
     stop.check()
     workdir_files.make_folder(workdir, "--workdir")
     lock = contextlib.ExitStack()
     lock.enter_context(workdir_lock.hold(workdir))
     stop.at_leaving(lock.close)
     with lock:
-        return _run_in(config, workdir, setup, val, state, step, stop)
+        return _run_in(config, workdir, setup, val, state, step, stop, limits)
 
 
 def _in_numbers(
@@ -131,6 +146,9 @@ def _in_numbers(
     if (workdir / "config.json").exists():
         old = workdir_files.read_config(workdir)
         config = recipe_changes.with_chosen(config, old, training=True)
+        if config.run.max_minutes and old.run.max_minutes and jax.process_index() == 0:
+            length = f"{old.optim.num_steps} steps" if old.optim.num_steps else "the whole length"
+            screen.show(f"run.max_minutes: {length}, as chosen when the run began")
         is_chosen = config.data.image_size == old.data.image_size
         if is_chosen and not recipe_changes.is_left_open(config):
             return config, None, None
@@ -141,7 +159,7 @@ def _in_numbers(
     val_set = build.load_dataset(config, "val") if with_evaluation else None
     config, lines = auto_fields.resolve(config, train_set, val_set)
     if jax.process_index() == 0:
-        print("\n".join(lines), flush=True)
+        screen.show("\n".join(lines))
     return config, train_set, val_set
 
 
@@ -153,6 +171,7 @@ def _run_in(
     state: TrainState | None,
     step: compiled.CompiledByShape,
     stop: StopSignal,
+    limits: Limits,
 ) -> dict[str, Any]:
     """Claims the workdir, restores, and runs the loop."""
     workdir_files.claim_workdir(config, workdir)
@@ -172,7 +191,7 @@ def _run_in(
         start, state = restored.step, TrainState(**restored.state)
         preflight.check_finite(state, f"checkpoint {start} of {workdir}")
         known = _known_at(workdir, start) if restored.run is None else restored.run
-    loop = Loop(config, workdir, setup, checkpointer, val, start, known, step, stop)
+    loop = Loop(config, workdir, setup, checkpointer, val, start, known, step, stop, limits)
     try:
         stop.check()
         return loop.run(state)

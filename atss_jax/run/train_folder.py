@@ -12,10 +12,10 @@ from atss_jax.errors import UserError
 from atss_jax.run import recipe_files, recipe_io
 from atss_jax.run.detector import Detector
 from atss_jax.run.train import train as train_recipe
-from atss_jax.runtime.metric_writer import read_rows
+from atss_jax.runtime.metric_writer import quiet_dependencies, read_rows
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Run:
     """A finished run. Notebooks show its curves.
 
@@ -39,6 +39,11 @@ class Run:
     def detector(self, **options: Any) -> Detector:
         """The trained detector; see `Detector.load` for the options."""
         return Detector.load(self.workdir, **options)
+
+    def __repr__(self) -> str:
+        """Folder, steps and AP, as in "Run(workdirs/photos: 400 steps, AP 0.512)"."""
+        found = f", AP {self.metrics['AP']:.3f}" if "AP" in self.metrics else ""
+        return f"Run({self.workdir}: {self.result['steps']} steps{found})"
 
     def _repr_png_(self) -> bytes | None:
         curves = self.workdir / "pictures" / "curves.png"
@@ -73,6 +78,7 @@ def train(
     Traceback (most recent call last):
     atss_jax.errors.UserError: config.run.sed: no such field. Did you mean config.run.seed?
     """
+    quiet_dependencies()
     values = recipe_files.load_recipe(config).to_dict()
     given: dict[str, Any] = {}
     if folder:

@@ -20,7 +20,9 @@ from etils import epath
 from atss_jax.data import loader
 from atss_jax.run import (
     build,
+    closing,
     evaluation_folder,
+    limits,
     pictures,
     preflight,
     recipe_io,
@@ -62,6 +64,7 @@ class Loop:
       known: what its record says of the run; {} for a new run.
       step: the compiled training step.
       stop: the wish to stop.
+      run_limits: may end the run before its last step.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Loop:
         known: dict[str, Any],
         step: compiled.CompiledByShape,
         stop: StopSignal,
+        run_limits: limits.Limits,
     ):
         is_first = jax.process_index() == 0
         self._config, self._workdir, self._setup = config, workdir, setup
@@ -93,25 +97,30 @@ class Loop:
         self._is_profiling = False
         self._evaluated: dict[str, dict[str, float]] = dict(known.get("evaluated", {}))
         self._stop: tuple[int, bool] = (-1, False)
-        self._signal = stop
+        self._signal, self._limits = stop, run_limits
+        run_limits.resume(float(known.get("seconds_in_all", known.get("seconds", 0.0))))
         self._batches: loader.Batches | None = None
 
     def run(self, state: TrainState) -> dict[str, Any]:
         """From the restored state to the last step; returns result.json."""
         run, num_steps = self._config.run, self._setup.num_steps
-        if self._start < num_steps:
+        ended = self._limits.reason(self._start, self._evaluated)
+        if self._start < num_steps and not ended:
             self._log.start(state, list(self._step.costs.values()))
             self._batches = build.train_batches(
                 self._config, self._setup.train_set, self._setup.plan, self._start
             )
+        elif ended:
+            self._progress.note(f"ended at step {self._start}: {ended}")
         else:
             self._progress.note(f"all {num_steps} steps are done already")
         self._signal.check()
         self._signal.enter("the step ends, and its state is saved", stop_signal.STEP_SECONDS)
         self._progress.pause()
         for step in range(self._start, num_steps + 1):
-            done = step == num_steps
-            evaluate = self._evaluation_is_due(step)
+            ended = self._limits.reason(step, self._evaluated)
+            done = step == num_steps or bool(ended)
+            evaluate = self._evaluation_is_due(step, done)
             save_due = step % run.checkpoint_every == 0 and step > self._start
             if save_due or done or evaluate or self._told_to_stop(step):
                 self._save(step, state, wait=done or evaluate)
@@ -119,17 +128,20 @@ class Loop:
             if not finished or self._told_to_stop(step):
                 self._checkpointer.wait()
                 raise Preempted(f"saved at step {step}; run the same command again to go on.")
-            if not done:
-                self._profile(step)
-                updated = self._update(step, state)
-                if updated is None:  # its batch did not come: the state before it is saved
-                    self._save(step, state, wait=True)
-                    raise Preempted(
-                        f"the batch of step {step + 1} did not come; saved at step {step}; run the "
-                        "same command again to go on."
-                    )
-                state = updated
-        return self._result()
+            if evaluate and not done:
+                ended = self._limits.reason(step, self._evaluated)
+            if done or ended:
+                return self._result(step, ended)
+            self._profile(step)
+            updated = self._update(step, state)
+            if updated is None:  # its batch did not come: the state before it is saved
+                self._save(step, state, wait=True)
+                raise Preempted(
+                    f"the batch of step {step + 1} did not come; saved at step {step}; run the "
+                    "same command again to go on."
+                )
+            state = updated
+        raise AssertionError("the last step returns")
 
     def close(self) -> None:
         """Ends workers, pending saves and files."""
@@ -159,16 +171,17 @@ class Loop:
         self._log.add(step, metrics, np.asarray(host_batch.record_index), waited, flops)
         return state
 
-    def _evaluation_is_due(self, step: int) -> bool:
+    def _evaluation_is_due(self, step: int, done: bool) -> bool:
         """Whether this step is to be evaluated, and its record has no metrics yet."""
         every = self._config.run.eval_every
-        due = step == self._setup.num_steps or (every and step and step % every == 0)
+        due = done or (every and step and step % every == 0)
         return self._validation is not None and bool(due) and str(step) not in self._evaluated
 
     def _evaluate(self, step: int, state: TrainState) -> bool:
         """Evaluates the saved state and records it; False when told to stop meanwhile."""
         assert self._validation is not None
         self._progress.note(f"step {step}: evaluating")
+        started = time.monotonic()
         self._signal.enter(
             "the evaluation is broken off; its state is saved", stop_signal.EVALUATION_SECONDS
         )
@@ -192,13 +205,15 @@ class Loop:
         if jax.process_index() == 0:
             with _warning_only(f"pictures of step {step} are not complete"):
                 self._show(step, outcome)
+        self._limits.evaluation_seconds = time.monotonic() - started
         self._signal.enter("the step ends, and its state is saved", stop_signal.STEP_SECONDS)
         self._progress.pause()
         return True
 
     def _known(self) -> dict[str, Any]:
         """What a resumed run needs beside the state."""
-        return {"evaluated": self._evaluated, **self._log.known()}
+        seconds = self._limits.seconds
+        return {"evaluated": self._evaluated, "seconds_in_all": seconds, **self._log.known()}
 
     def _show(self, step: int, outcome: validation.Outcome) -> None:
         """Prints the metrics; writes pictures."""
@@ -257,9 +272,13 @@ class Loop:
             self._is_profiling = False
             logging.warning("profile of steps %s written to %s", steps, self._workdir / "profile")
 
-    def _result(self) -> dict[str, Any]:
-        """Writes result.json."""
-        num_steps = self._setup.num_steps
+    def _result(self, num_steps: int, ended: str) -> dict[str, Any]:
+        """Writes result.json.
+
+        Args:
+          num_steps: done.
+          ended: why the run ends before its last step; "" where it does not.
+        """
         metrics = self._evaluated.get(str(num_steps), {})
         seconds = self._log.total_seconds()
         self._signal.enter("the run is complete", stop_signal.COMPLETE_SECONDS, code=0)
@@ -269,10 +288,11 @@ class Loop:
         if self._start == num_steps and path.exists():
             old = json.loads(path.read_text())
             if old.get("steps") == num_steps and bool(old.get("metrics")) == bool(metrics):
+                self._close_with_table(num_steps, ended)
                 return old  # nothing was left to do
         result = workdir_files.write_result(
             self._workdir,
-            about=evaluation_folder.about(self._config, num_steps) if metrics else {},
+            about=self._about(num_steps, ended) if metrics else {},
             metrics=metrics,
             steps=num_steps,
             wall_seconds=seconds,
@@ -280,7 +300,32 @@ class Loop:
         )
         if self._config.run.report and metrics:
             self._report()
+        self._close_with_table(num_steps, ended)
         return result
+
+    def _about(self, step: int, ended: str) -> dict[str, Any]:
+        """What the metrics are of, which step was best, and why the run ended early."""
+        about = evaluation_folder.about(self._config, step)
+        about |= {"best_step": limits.best_step(self._evaluated)}
+        return about | ({"ended_by": ended} if ended else {})
+
+    def _close_with_table(self, step: int, ended: str) -> None:
+        """Says what the run reached and what to do next."""
+        if self._validation is None or not self._evaluated.get(str(step)):
+            return
+        try:
+            text = closing.closing_text(
+                str(self._workdir),
+                self._validation.dataset,
+                self._evaluated,
+                step=step,
+                ended=ended,
+                training_seconds=self._log.total_seconds(),
+                seconds=self._limits.seconds,
+            )
+            self._progress.note(text)
+        except Exception:  # noqa: BLE001 - as with pictures
+            logging.warning("the closing table is not shown", exc_info=True)
 
     def _report(self) -> None:
         """Writes report.html; what people look at must not end the run."""

@@ -15,7 +15,7 @@ from atss_jax.models.detector import DetectorNetwork, frozen_mask, init_variable
 from atss_jax.run import build, workdir_files
 from atss_jax.run.predict_steps import normalization
 from atss_jax.run.recipe import Recipe
-from atss_jax.runtime import compiled, parallel
+from atss_jax.runtime import compiled, parallel, screen
 from atss_jax.training import optim, train_step
 from atss_jax.training.losses import make_losses
 from atss_jax.training.train_step import StepSettings, TrainState
@@ -107,7 +107,7 @@ def initial_state(config: Recipe, setup: Setup) -> TrainState:
         names = setup.train_set.class_names
         variables, text = start_weights.load(config, jax.device_get(variables), names)
         if jax.process_index() == 0:
-            print(text, file=sys.stderr)
+            screen.show(text, sys.stderr)
     else:
         logging.warning(
             "starting from random weights: config.model.init_from is empty. Small sets gain most "
@@ -137,9 +137,9 @@ def print_schedule_change(workdir: epath.Path, config: Recipe, setup: Setup) -> 
         return
     schedule = optim.make_schedule(old.optim, old.data.global_batch, before)
     rates = (float(schedule(max(done - 1, 0))), float(setup.settings.schedule(done)))
-    print(
+    screen.show(
         f"{setup.num_steps} steps instead of {before}: the schedule is that of the longer run from "
         f"its beginning, so after step {done} the learning rate goes from {rates[0]:.3g} to "
         f"{rates[1]:.3g}",
-        file=sys.stderr,
+        sys.stderr,
     )

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +20,9 @@ from atss_jax.evaluation.whole_split import Outcome, PlannedPass, detect_all, ev
 from atss_jax.models.detector import DetectorNetwork, init_variables
 from atss_jax.run import build, classes, evaluation_folder, predict_steps, workdir_files
 from atss_jax.run.recipe import Recipe
-from atss_jax.runtime import checkpoint, parallel
+from atss_jax.runtime import checkpoint, parallel, screen
+from atss_jax.training import train_step
+from atss_jax.training.train_step import TrainState
 
 
 class Validation:
@@ -74,6 +78,13 @@ class Validation:
         with self._batches(look.settings) as batches:
             first = iter([next(batches)])
         detect_all(look.predict_step, variables, first, mesh=self._mesh)
+
+    def estimated_seconds(self, state: TrainState) -> float:
+        """Seconds of an evaluation, from one batch of the first pass; call after it was tried."""
+        started = time.monotonic()
+        self.try_first_batch(train_step.eval_variables(state))
+        batches = math.ceil(self.dataset.num_records / self._config.eval.batch_size)
+        return (time.monotonic() - started) * batches * len(self._looks)
 
     def _batches(self, one_pass: passes.Pass) -> loader.Batches:
         """Every image once, at the size of a pass."""
@@ -159,7 +170,8 @@ def evaluate_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "las
             config, workdir, dataset, outcome, step, checkpoint
         )
         if outcome.metrics:
-            print(f"{summary(outcome.metrics)}\n{folder}: result.json, detections.json, pictures")
+            files = f"{folder}: result.json, detections.json, pictures"
+            screen.show(f"{summary(outcome.metrics)}\n{files}")
     return outcome
 
 

@@ -18,6 +18,7 @@ from atss_jax.errors import UserError
 from atss_jax.files import write_whole
 from atss_jax.run import recipe_changes, recipe_io
 from atss_jax.run.recipe import Recipe
+from atss_jax.runtime import screen
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pycocotools")
 """Packages whose versions a result records."""
@@ -128,7 +129,7 @@ def open_workdir(config: Recipe, workdir: epath.Path) -> list[recipe_changes.Cha
     changes = check_workdir(config, workdir, training=False)
     if jax.process_index() == 0:
         for change in (c for c in changes if not c.name.startswith(("predict.", "export."))):
-            print(f"other than in {workdir}: {change}", file=sys.stderr)
+            screen.show(f"other than in {workdir}: {change}", sys.stderr)
     return changes
 
 

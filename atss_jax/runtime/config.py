@@ -27,6 +27,13 @@ class RunConfig(ConfigGroup, name="run"):
     """Best checkpoints by AP that are kept besides."""
     keep_every: Annotated[int, Range(0)] = 0
     """Checkpoints at multiples of this step are kept besides; 0 for none."""
+    max_minutes: Annotated[float, Range(0)] = 0.0
+    """Minutes that the run may take over all its starts, reading, compiling and evaluating
+    included; 0 for no limit. A new run measures its steps and is shortened to those that fit;
+    config.json holds their number, which later starts keep."""
+    patience: Annotated[int, Range(0)] = 0
+    """The run ends after so many evaluations in a row without a better AP; 0 never does. What
+    follows reads the best checkpoint with `--checkpoint=best`."""
     max_bad_steps: Annotated[int, Range(1)] = 10
     """Non-finite steps in a row before the run stops."""
     distributed: Literal["none", "auto", "address"] = "none"
@@ -52,7 +59,13 @@ class RunConfig(ConfigGroup, name="run"):
     """Weights & Biases project, "" for none."""
 
     def check(self) -> None:
-        """A profile ends after it begins."""
+        """A profile ends after it begins; patience has evaluations to count and a best to keep."""
+        if self.patience and not (self.eval_every and self.keep_best):
+            raise UserError(
+                f"config.run.patience={self.patience} with config.run.eval_every="
+                f"{self.eval_every}, keep_best={self.keep_best}: it counts evaluations, and the "
+                "best checkpoint is what is left. Set both above 0, or patience=0."
+            )
         if self.profile_steps and not 0 <= self.profile_steps[0] < self.profile_steps[1]:
             raise UserError(
                 f"config.run.profile_steps={self.profile_steps}: give (first, last), 0 <= first < "

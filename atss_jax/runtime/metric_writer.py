@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from atss_jax.files import write_whole
+from atss_jax.runtime import screen
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -263,12 +264,14 @@ class Progress:
     def note(self, text: str) -> None:
         """Prints a line that stays."""
         if self._active:
+            text = screen.wrapped(text, screen.width_of(sys.stderr))
             say(("\r\033[K" if self._terminal else "") + text)
 
     def _print(self, text: str) -> None:
         if not self._active:
             return
-        if self._terminal:
+        if self._terminal:  # cut: a second row would stay on the screen
+            text = text[: (screen.width_of(sys.stderr) or len(text) + 1) - 1]
             say("\r\033[K" + text, end="")
         else:
             say(text)
@@ -289,7 +292,14 @@ def _clock(seconds: float) -> str:
 
 def configure_logging() -> None:
     """Warnings and errors of this package on stderr, one line each."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:  # absl's, where its flags were read
+        handler.setFormatter(screen.LineFormatter())
+    quiet_dependencies()
+
+
+def quiet_dependencies() -> None:
+    """Leaves out what other packages say at every save and restore."""
     logging.getLogger("jax").setLevel(logging.WARNING)  # it tells each missing backend
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax: every save, every restore
     for package in ("orbax", "flax", "grain", "jax", "etils"):

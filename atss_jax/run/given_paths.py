@@ -1,0 +1,101 @@
+"""Paths that the user named are looked at before anything slow is imported.
+
+What is found here is found again, with more detail, by the reader of the file; this module exists
+so that a wrong path is a message after a second. It imports no JAX.
+"""
+
+import os
+
+from atss_jax.data.config import DataConfig
+from atss_jax.errors import MissingFileError, UserError
+from atss_jax.run.recipe import Recipe
+
+WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")
+"""A local weight file has one of these; a name of the hub with one of them holds "://"."""
+
+
+def check(recipe: Recipe, mode: str, workdir: str) -> None:
+    """Raises for a path that cannot work.
+
+    Args:
+      recipe: with the paths.
+      mode: of `main.MODES`.
+      workdir: folder of the run; "" without one.
+
+    Raises:
+      UserError: what is wrong with which path.
+    """
+    check_workdir(workdir)
+    if mode.startswith("train"):
+        _check_data(recipe.data, with_val=mode == "train_and_eval")
+        _check_weights(recipe.model.init_from)
+    if mode == "predict":
+        _check_input(recipe.predict.input)
+
+
+def check_workdir(workdir: str) -> None:
+    """Raises UserError where the folder of the run, or one above it, is a file."""
+    path = "" if _is_remote(workdir) else workdir
+    while path and not os.path.isdir(path):
+        if os.path.exists(path):
+            raise UserError(f"--workdir={workdir}: {path} is a file. Give a folder.")
+        path = os.path.dirname(path.rstrip("/"))
+
+
+def check_root(root: str) -> None:
+    """Raises UserError unless there is a folder or file of this name, with something in it."""
+    if not os.path.exists(root):
+        raise MissingFileError(f"data.root={root!r}: no such folder (a local one is needed).")
+    if os.path.isdir(root) and not os.listdir(root):
+        raise UserError(
+            f"data.root={root!r}: the folder is empty. Give one with images and annotations in "
+            "COCO, Roboflow, YOLO or Pascal VOC layout; see docs/own_data.md."
+        )
+    if os.path.isfile(root) and not root.endswith((".json", ".yaml", ".yml")):
+        raise UserError(
+            f"data.root={root!r}: neither a folder, nor a data.yaml, nor a COCO JSON file with "
+            "images and annotations."
+        )
+
+
+def _check_data(data: DataConfig, *, with_val: bool) -> None:
+    if data.root:
+        check_root(data.root)
+    elif data.source == "coco_json":
+        for split in ("train", "val") if with_val else ("train",):
+            for kind in ("annotations", "images"):
+                name = f"{split}_{kind}"
+                path = getattr(data, name)
+                if not path:
+                    other = ", or --mode=train (no evaluation)" if split == "val" else ""
+                    raise UserError(
+                        f"config.data.{name} is empty. Give the path{other}, or the folder of "
+                        "your data as config.data.root."
+                    )
+                if not _is_remote(path) and not os.path.exists(os.path.expanduser(path)):
+                    raise MissingFileError(
+                        f"config.data.{name}={path!r} does not exist. Check the path."
+                    )
+
+
+def _check_weights(path: str) -> None:
+    is_local = path.endswith(WEIGHT_SUFFIXES) and not _is_remote(path)
+    if is_local and not os.path.exists(os.path.expanduser(path)):
+        raise MissingFileError(
+            f"config.model.init_from={path!r}: no such file. Give a weight file, a name of the "
+            'Hugging Face Hub such as timm/resnet50.tv_in1k, or "" for a random start; see '
+            "docs/recipes.md."
+        )
+
+
+def _check_input(path: str) -> None:
+    is_pattern = any(c in path for c in "*?[")
+    if path and not is_pattern and not _is_remote(path) and not os.path.exists(path):
+        raise MissingFileError(
+            f"config.predict.input={path!r} does not exist. Give an image, folder, video, or a "
+            'pattern in quotes, as in "new/*.jpg".'
+        )
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path

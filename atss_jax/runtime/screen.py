@@ -1,0 +1,73 @@
+"""Lines for people: wrapped at the width of a terminal, left alone in files and pipes."""
+
+import logging
+import os
+import sys
+import textwrap
+from typing import Any
+
+MIN_WIDTH = 40
+"""A narrower terminal is taken to be so wide, characters."""
+
+
+def width_of(stream: Any) -> int | None:
+    """Characters per line of the terminal behind a text stream; None for a file or a pipe."""
+    try:
+        if not stream.isatty():
+            return None
+        return max(MIN_WIDTH, os.get_terminal_size(stream.fileno()).columns)
+    except (OSError, ValueError):  # a terminal without a size, a stream without a file
+        return None
+
+
+def wrapped(text: str, width: int | None) -> str:
+    """`text` with its lines wrapped, continuations indented by two; words are never broken.
+
+    Args:
+      text: one line or several.
+      width: of a line, characters; None leaves the text as it is.
+
+    >>> print(wrapped("image size 320 px: short side 240", 24))
+    image size 320 px: short
+      side 240
+    """
+    if width is None:
+        return text
+    lines = []
+    for line in text.split("\n"):
+        indent = line[: len(line) - len(line.lstrip())]
+        lines += [line] if len(line) <= width else _wrapped_line(line, width, indent + "  ")
+    return "\n".join(lines)
+
+
+def show(text: str, stream: Any = None) -> None:
+    """Prints text, wrapped for the terminal behind the stream.
+
+    Args:
+      text: one line or several.
+      stream: where to; None is standard output.
+    """
+    output = stream or sys.stdout
+    print(wrapped(text, width_of(output)), file=output, flush=True)
+
+
+class LineFormatter(logging.Formatter):
+    """Log records as lines that fit the terminal; from warnings on, the level leads."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's text."""
+        text = super().format(record)
+        if record.levelno >= logging.WARNING:
+            text = f"{record.levelname}: {text}"
+        return wrapped(text, width_of(sys.stderr))
+
+
+def _wrapped_line(line: str, width: int, indent: str) -> list[str]:
+    return textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )

@@ -1,0 +1,189 @@
+"""Time limit, early stopping and the closing summary of a run."""
+
+import dataclasses
+import json
+import time
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from jax.sharding import AxisType
+
+from atss_jax.errors import UserError
+from atss_jax.run import build, closing, limits, train, workdir_files
+from atss_jax.runtime import parallel
+from atss_jax.runtime.config import RunConfig
+from tests import tiny
+
+COVERED = {"run.max_minutes", "run.patience"}
+"""Fields of the tests below; see `test_field_effects.py`."""
+
+
+def evaluations(*values: float, every: int = 10) -> dict[str, dict[str, float]]:
+    return {str(every * (i + 1)): {"AP": value} for i, value in enumerate(values)}
+
+
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        ((), False),
+        ((0.3,), False),
+        ((0.3, 0.2), False),
+        ((0.3, 0.2, 0.3), True),  # as good as the best is not better
+        ((0.3, 0.2, 0.31), False),
+        ((-1.0, -1.0, -1.0), True),
+    ],
+)
+def test_patience_counts_evaluations_since_the_best(values, ends):
+    config = RunConfig(patience=2, eval_every=10)
+    evaluated = evaluations(*values)
+    reason = limits.Limits(config, time.monotonic()).reason(10 * len(values), evaluated)
+    assert bool(reason) == ends
+    assert not ends or f"step {limits.best_step(evaluated)}" in reason
+
+
+def test_patience_needs_evaluations_and_a_best_checkpoint():
+    with pytest.raises(UserError, match="counts evaluations"):
+        RunConfig(patience=2, eval_every=0)
+    with pytest.raises(UserError, match="best checkpoint"):
+        RunConfig(patience=2, eval_every=10, keep_best=0)
+
+
+def test_the_limit_leaves_time_for_the_last_evaluation():
+    clock = limits.Limits(RunConfig(max_minutes=1.0), time.monotonic())
+    assert clock.reason(1, {}) == "" and 58 < clock.seconds_left <= 60
+    clock.resume(50.0)  # of earlier starts
+    assert clock.reason(1, {}) == ""
+    clock.evaluation_seconds = 12.0
+    assert "run.max_minutes=1" in clock.reason(1, {})
+    clock.evaluation_seconds = 0.0
+    assert clock.reason(2, {})  # an end stays one
+
+
+@pytest.mark.parametrize("every", [0, 1, 7, 1000])
+@pytest.mark.parametrize("seconds", [3.0, 100.0, 5000.0])
+def test_steps_and_evaluations_fit(seconds, every):
+    per_step, per_evaluation = 0.7, 2.0
+    steps = limits.steps_in(
+        seconds,
+        seconds_per_step=per_step,
+        seconds_per_evaluation=per_evaluation,
+        eval_every=every,
+    )
+
+    def cost(n):
+        return n * per_step + per_evaluation * (1 + (n // every if every else 0))
+
+    assert steps == 0 or cost(steps) <= seconds
+    assert cost(steps + 4) > (1 - 2 * limits.MARGIN) * seconds
+
+
+def test_no_time_is_no_step():
+    found = limits.steps_in(-5.0, seconds_per_step=1.0, seconds_per_evaluation=1.0, eval_every=0)
+    assert found == 0
+
+
+def test_closing_table(tmp_path):
+    tiny.make_coco(tmp_path, 6, "val")
+    config = tiny.make_config(tmp_path)
+    dataset = build.load_dataset(config, "val")
+    metrics = {"AP": 0.25, "AR100": 0.5}
+    for name in dataset.class_names:
+        metrics |= {f"AP/{name}": 0.125, f"AR/{name}": -1.0}
+    first, *rows = closing.class_rows(dataset, metrics)
+    assert first == ("all", 6, len(dataset.annotations.id), 0.25, 0.5)
+    assert sum(row.objects for row in rows) == first.objects
+    assert all(row.images <= row.objects and row.recall is None for row in rows)
+    text = closing.closing_text(
+        "workdirs/x",
+        dataset,
+        {"3": metrics | {"AP": 0.5}, "6": metrics},
+        step=6,
+        ended="run.patience: why",
+        training_seconds=61.0,
+        seconds=3700.0,
+    )
+    assert "run.patience: why; ended at step 6" in text
+    assert "best AP 0.500 at step 3; the table is of step 6" in text
+    assert "6 steps in 0:01:01, 1:01:40 in all" in text
+    assert "  atss predict workdirs/x IMAGES --checkpoint=best" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_of_many_classes_the_worst_are_shown():
+    rows = [closing.ClassRow(f"{'long ' * 20}{i}", 1, 1, i / 100, 0.5) for i in range(50)]
+    lines = closing.table([closing.ClassRow("all", 9, 50, 0.2, 0.4), *rows]).splitlines()
+    assert "20 of 50 classes" in lines[0] and len(lines) == 23
+    assert "0.190" in lines[-1] and max(map(len, lines)) <= 80
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("coco")
+    tiny.make_coco(path)
+    tiny.make_coco(path, 6, "val")
+    return path
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
+    monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
+
+
+@pytest.mark.slow
+def test_a_run_is_shortened_and_resumes_with_its_length(folder, tmp_path, one_device, monkeypatch):
+    monkeypatch.setattr(limits, "steps_in", lambda *_, **__: 4)
+    config = tiny.make_config(folder, run__max_minutes=60.0, optim__num_steps=100_000)
+    workdir = epath.Path(tmp_path / "run")
+    result = train.train(config, workdir, with_evaluation=True)
+    assert result["steps"] == 4 and "ended_by" not in result
+    assert workdir_files.read_config(workdir).optim.num_steps == 4
+    monkeypatch.setattr(limits, "steps_in", lambda *_, **__: 7)
+    again = train.train(config, workdir, with_evaluation=True)
+    assert again == result
+    whole = tiny.make_config(folder, optim__num_steps=4)
+    train.train(whole, epath.Path(tmp_path / "plain"), with_evaluation=True)
+    same = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("run", "plain")]
+    assert same[0] == same[1]  # the measured steps leave no trace
+
+
+@pytest.mark.slow
+def test_a_run_without_time_ends_with_a_result(folder, tmp_path, one_device, monkeypatch, capsys):
+    config = tiny.make_config(folder, run__max_minutes=60.0)
+    monkeypatch.setattr(
+        limits.Limits, "seconds_left", property(lambda self: 1e6 if self.seconds < 1e9 else -1.0)
+    )
+    ends_at = iter([False] * 4 + [True] * 100)
+    plain = limits.Limits.reason
+
+    def reason(self, step, evaluated):
+        if next(ends_at):
+            self.resume(2e9)
+        return plain(self, step, evaluated)
+
+    monkeypatch.setattr(limits.Limits, "reason", reason)
+    result = train.train(config, epath.Path(tmp_path / "run"), with_evaluation=True)
+    assert 0 < result["steps"] < 6 and "max_minutes" in result["ended_by"]
+    assert set(result["metrics"]) >= {"AP", "AR100"} and result["best_step"] == result["steps"]
+    assert "atss predict" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_patience_ends_a_run_and_a_resume_keeps_it(folder, tmp_path, one_device):
+    config = tiny.make_config(
+        folder, run__patience=2, run__eval_every=1, optim__learning_rate=1e-9, optim__num_steps=50
+    )
+    workdir = epath.Path(tmp_path / "run")
+    result = train.train(config, workdir, with_evaluation=True)
+    assert result["steps"] < 50 and "run.patience" in result["ended_by"]
+    assert result["steps"] - result["best_step"] >= 2
+    rows = (workdir / "metrics.jsonl").read_text()
+    assert train.train(config, workdir, with_evaluation=True) == result
+    assert (workdir / "metrics.jsonl").read_text() == rows
+    longer = dataclasses.replace(config, run=dataclasses.replace(config.run, patience=3))
+    more = train.train(longer, workdir, with_evaluation=True)
+    assert more["steps"] > result["steps"]
+    assert json.loads((workdir / "result.json").read_text()) == more
+    assert np.isfinite(more["wall_seconds"])

@@ -1,0 +1,144 @@
+"""What people type wrong: each mistake is one clear line and exit code 2, without importing JAX.
+
+Those that need the data to be read (other classes in train and val, a damaged image, a workdir of
+another recipe) are in `test_layouts.py`, `test_workdir.py` and `test_user_commands.py`.
+"""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+MAX_SECONDS = 3.0
+"""CPU time of a command that fails, its start included."""
+
+MISTAKES = {
+    # found by a newcomer
+    "no recipe": ("main --workdir=w", "w: no run here, and --config is missing."),
+    "wrong recipe path": ("train --config=configs/coco.py", "Did you mean --config=coco_json?"),
+    "wrong annotation path": (
+        "main --config=coco_json --workdir=w --config.data.train_annotations=no.json",
+        "config.data.train_annotations='no.json' does not exist. Check the path.",
+    ),
+    "wrong image folder": (
+        "main --config=coco_json --workdir=w --config.data.train_annotations=a.json "
+        "--config.data.train_images=photo",
+        "config.data.train_images='photo' does not exist.",
+    ),
+    "no validation set": (
+        "main --config=coco_json --workdir=w --config.data.train_annotations=a.json "
+        "--config.data.train_images=photos",
+        "config.data.val_annotations is empty. Give the path, or --mode=train",
+    ),
+    "field with a typo": ("train photos --optim.num_epoch=3", "config.optim.num_epochs?"),
+    "word instead of a number": (
+        "train photos --optim.num_epochs=many",
+        "config.optim.num_epochs='many': must be float, at least 0.",
+    ),
+    "bracket missing": (
+        "train photos --data.buckets=((480,640)",
+        "config.data.buckets='((480,640)': must be tuple of (int, int).",
+    ),
+    "comma missing": (
+        "train photos --data.buckets=((480,640))",
+        "config.data.buckets=(480, 640): must be tuple of (int, int).",
+    ),
+    "two lengths": (
+        "train photos --optim.num_steps=5 --optim.num_epochs=3",
+        "give one of them, 0 for the other",
+    ),
+    # ours
+    "command with a typo": ("trian photos", "no such command. Did you mean `atss train`?"),
+    "folder that is not there": ("train phtos", "data.root='phtos': no such folder"),
+    "empty folder": ("train empty", "the folder is empty. Give one with images"),
+    "a picture for a folder": ("train photos/1.jpg", "neither a folder, nor a data.yaml"),
+    "a file for a workdir": ("train photos --workdir=a.json", "a.json is a file. Give a folder."),
+    "no run": ("eval workdirs/phtos", "workdirs/phtos: no run here, and"),
+    "no report without a run": ("report workdirs/phtos", "no such folder. Give the workdir"),
+    "nothing to predict": ("predict run", "arguments are required: input"),
+    "image that is not there": ("predict run new.jpg", "config.predict.input='new.jpg' does not"),
+    "flag of another trainer": (
+        "train photos --epochs=5",
+        "Did you mean --config.optim.num_epochs",
+    ),
+    "unknown backbone": ("train photos --model.backbone=yolo", "use one of resnet18, resnet34"),
+    "weights that are not there": (
+        "train photos --model.init_from=best.pt",
+        "config.model.init_from='best.pt': no such file.",
+    ),
+    "size given twice": (
+        "train photos --data.image_size=640 --data.short_side=480",
+        "data.image_size and data.short_side are both given",
+    ),
+    "augmentation with a typo": (
+        "train photos --data.augmentations=flop(0.5)",
+        "no augmentation 'flop'. Did you mean flip(probability)?",
+    ),
+    "patience without evaluations": (
+        "train photos --run.patience=3 --run.eval_every=0",
+        "Set both above 0, or patience=0.",
+    ),
+    "checkpoint to train": ("train photos --checkpoint=best", "only for eval, predict, export"),
+}
+"""What is wrong -> the command, and a part of the answer."""
+
+RUNNER = """
+import json, os, resource, sys, tempfile
+from atss_jax import cli, main
+start = resource.getrusage(resource.RUSAGE_SELF)
+results = {}
+for name, words in json.loads(sys.argv[1]).items():
+    with tempfile.TemporaryFile("w+") as errors:
+        child = os.fork()  # flags are defined once per process
+        if child == 0:
+            os.dup2(errors.fileno(), 2)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            code = 0
+            try:
+                if words[0] == "main":
+                    main.run_from_command_line(words[1:])
+                else:
+                    code = cli.main(words)
+            except SystemExit as stop:
+                code = stop.code
+            sys.stderr.flush()
+            os._exit(code + 100 * ("jax" in sys.modules))
+        _, status, used = os.wait4(child, 0)
+        errors.seek(0)
+        seconds = sum((start.ru_utime, start.ru_stime, used.ru_utime, used.ru_stime))
+        results[name] = (os.waitstatus_to_exitcode(status), errors.read(), seconds)
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> dict[str, Any]:
+    """What is wrong -> (exit code, standard error, seconds of CPU)."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    for name in ("photos", "empty", "run"):
+        (folder / name).mkdir()
+    for name in ("a.json", "photos/1.jpg"):
+        (folder / name).write_text("{}")
+    (folder / "run" / "config.json").write_text("{}")
+    commands = {name: command.split() for name, (command, _) in MISTAKES.items()}
+    found = subprocess.run(
+        [sys.executable, "-c", RUNNER, json.dumps(commands)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    made = {path.name for path in folder.iterdir()}
+    assert made == {"photos", "empty", "run", "a.json"}, "a mistake leaves files"
+    return json.loads(found.stdout)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_after_a_second(answers, name):
+    code, text, seconds = answers[name]
+    assert text.startswith("error: ") and text.count("\n") == 1, text
+    assert MISTAKES[name][1] in text
+    assert code == 2, "100 more says that JAX was imported"
+    assert seconds < MAX_SECONDS

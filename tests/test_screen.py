@@ -1,0 +1,68 @@
+"""Lines on a terminal: wrapped or cut at its width, and left alone elsewhere."""
+
+import fcntl
+import io
+import logging
+import os
+import pty
+import select
+import struct
+import sys
+import termios
+
+import pytest
+
+from atss_jax.runtime import screen
+from atss_jax.runtime.metric_writer import Progress
+
+
+def test_lines_are_wrapped_at_words():
+    text = "  a line that is indented and long\nshort\n/a/path/that/is/longer/than/the/line"
+    assert screen.wrapped(text, None) == text
+    assert screen.wrapped(text, 20).splitlines() == [
+        "  a line that is",
+        "    indented and",
+        "    long",
+        "short",
+        "/a/path/that/is/longer/than/the/line",
+    ]
+
+
+def read_all(descriptor: int) -> str:
+    """What is waiting at the other end of a terminal."""
+    chunks = []
+    while select.select([descriptor], [], [], 0.2)[0]:
+        chunks.append(os.read(descriptor, 65536))
+    return b"".join(chunks).decode()
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_terminal_gets_whole_lines(columns, monkeypatch):
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    stream = os.fdopen(slave, "w")
+    monkeypatch.setattr(sys, "stderr", stream)
+    progress = Progress(0, 90_000)
+    texts = {name: "0.123456789" for name in ("loss", "lr", "positives", "box", "more", "and more")}
+    progress.report(1000, 16, texts)
+    progress.note("a word " * 30)
+    record = logging.LogRecord(
+        "x", logging.WARNING, "f.py", 1, "a warning that is long " * 9, (), None
+    )
+    print(screen.LineFormatter().format(record), file=stream, flush=True)
+    monkeypatch.undo()
+    text = read_all(master)
+    stream.close()
+    os.close(master)
+    lines = [line.replace("\x1b[K", "") for line in text.replace("\r", "\n").split("\n")]
+    assert max(map(len, lines)) <= columns
+    assert any(line.startswith("step 1000/90000") and len(line) == columns - 1 for line in lines)
+    assert text.count("word") == 30 and "WARNING: a warning" in text
+
+
+def test_a_file_gets_long_lines(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    Progress(0, 10).note("a word " * 30)
+    assert stream.getvalue() == "a word " * 30 + "\n"
+    assert screen.width_of(stream) is None
