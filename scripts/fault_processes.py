@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def two_runs() -> None:
 
 
 @contextlib.contextmanager
-def moved_data(change: Callable[[dict[str, Any]], None]) -> Iterator[list[str]]:
+def moved_data(change: Callable[[dict[str, Any]], None]) -> Generator[list[str], None, None]:
     """Flags of a copy of the data, with a changed label file."""
     here = ground()
     with tempfile.TemporaryDirectory(dir=here.folder) as name:
@@ -247,7 +247,9 @@ def recipe_differs() -> None:
 
 
 @contextlib.contextmanager
-def two_with_own_data(change: Callable[[dict[str, Any]], None]) -> Iterator[tuple[Run, Path]]:
+def two_with_own_data(
+    change: Callable[[dict[str, Any]], None],
+) -> Generator[tuple[Run, Path], None, None]:
     """Two processes that read the same path in two places, and the images of the second."""
     here = ground()
     flags = [flag.replace(str(here.data), "data") for flag in here.flags]

@@ -83,8 +83,7 @@ def main() -> int:
         run = Run(killed, flags, log, mode="train", processes=args.processes)
         starts += 1
         event = interrupt(run, todo[-1], killed / "checkpoints", rng) if todo else None
-        if not todo or event is None:
-            codes = run.wait(3600)
+        codes = run.wait(3600) if event is None else []
         if previous is not None:
             previous["lost"] = previous["step"] - run.restored_step()
         if event is None:

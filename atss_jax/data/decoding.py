@@ -9,7 +9,7 @@ import contextlib
 import io
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import cv2
@@ -79,7 +79,7 @@ class _Budget:
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
-    def taken(self, amount: int) -> Iterator[None]:
+    def taken(self, amount: int) -> Generator[None, None, None]:
         """Waits until the amount is free, and holds it."""
         amount = min(amount, self.limit)
         with self._changed:

@@ -5,7 +5,7 @@ import functools
 import gc
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from atss_jax.data import coco, voc, yolo
 from atss_jax.data.config import DataConfig
@@ -88,7 +88,7 @@ def load_source(
 
 
 @contextlib.contextmanager
-def _collector_off() -> Iterator[None]:
+def _collector_off() -> Generator[None, None, None]:
     """No garbage collection: its passes over millions of JSON entries take a fifth of a start."""
     was_on = gc.isenabled()
     gc.disable()

@@ -63,6 +63,7 @@ class StopSignal:
         self._old: dict[int, Any] = {}
         if threading.current_thread() is not threading.main_thread():
             return  # Python delivers signals to the main thread only
+        read: int | None = None
         if owns_process:
             read, write = os.pipe()
             os.set_blocking(write, False)
@@ -72,9 +73,9 @@ class StopSignal:
             if owns_process and HANGUP and signal.getsignal(HANGUP) != signal.SIG_IGN:
                 numbers.append(HANGUP)
             self._old = {number: signal.signal(number, self._receive) for number in numbers}
-        if owns_process:
+        if read is not None:
             threading.Thread(target=self._watch, args=(read,), daemon=True).start()
-            atexit.register(self._ignore)  # the first one registered is the last one called
+            atexit.register(self.ignore)  # the first one registered is the last one called
 
     def enter(self, phase: str, limit: float | None, code: int = PREEMPTED_EXIT_CODE) -> None:
         """Says what a signal means from here on.
@@ -128,7 +129,7 @@ class StopSignal:
             with contextlib.suppress(Exception):  # such as a terminal that was closed
                 action()
 
-    def _ignore(self) -> None:
+    def ignore(self) -> None:
         """While Python ends it takes handlers back: a signal must not change the exit code then."""
         signal.set_wakeup_fd(-1)
         for number in self._old:
@@ -189,7 +190,7 @@ def uninstall() -> None:
     global _of_process
     if _of_process is not None:
         signal.set_wakeup_fd(-1)
-        atexit.unregister(_of_process._ignore)
+        atexit.unregister(_of_process.ignore)
         _of_process.restore()
         _of_process = None
 

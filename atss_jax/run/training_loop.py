@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from atss_jax.training.train_step import TrainState
 
 
 @contextlib.contextmanager
-def _warning_only(text: str) -> Iterator[None]:
+def _warning_only(text: str) -> Generator[None, None, None]:
     """What people look at must not end the run."""
     try:
         yield

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -111,7 +111,7 @@ def _key(arguments: tuple) -> tuple:
 
 
 @contextlib.contextmanager
-def patient_compiler() -> Iterator[None]:
+def patient_compiler() -> Generator[None, None, None]:
     """While XLA compiles, its alarms at slow work, which ask for bug reports, stay off the screen.
 
     One line of ours takes their place. What fails is raised, not logged.
