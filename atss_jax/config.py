@@ -151,6 +151,11 @@ def field_infos(cls: type[ConfigGroup]) -> list[FieldInfo]:
     return infos
 
 
+def choices(cls: type[ConfigGroup], field: str) -> tuple[str, ...]:
+    """The words that a field allows; () where any value of its type is."""
+    return _choices(_annotations(cls)[field])
+
+
 @functools.cache
 def _annotations(cls: type[ConfigGroup]) -> dict[str, Any]:
     hints = inspect.get_annotations(cls, eval_str=True)

@@ -37,8 +37,8 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-arguments.threads :])
     rows = jax_rows(arguments)
     try:
-        import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
-        import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports]
+        import torch  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
+        import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
     except ImportError:
         print("torchvision is not installed: no comparison", file=sys.stderr)
     else:
@@ -175,8 +175,8 @@ def jax_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def torch_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """torchvision's FCOS: its post-processing at a score threshold of 0.05, and its forward."""
-    import torch  # pyright: ignore[reportMissingImports]
-    import torchvision  # pyright: ignore[reportMissingImports]
+    import torch  # pyright: ignore[reportMissingImports, reportUnusedImport]
+    import torchvision  # pyright: ignore[reportMissingImports, reportUnusedImport]
 
     from atss_jax.geometry.anchors import AnchorGrid
 

@@ -11,7 +11,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -125,7 +125,7 @@ DAMAGE = {"bit flipped": flip, "block zeroed": zero_block, "cut": cut, "extended
 
 
 @contextlib.contextmanager
-def folder_of(*steps: int) -> Iterator[Path]:
+def folder_of(*steps: int) -> Generator[Path, None, None]:
     """A folder with checkpoints; a copy of one that is saved once."""
     with tempfile.TemporaryDirectory() as name:
         if steps:

@@ -17,7 +17,7 @@ import os
 import re
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class Claim:
         self.job, self._path, self._expires = job, path, expires
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> Generator[None, None, None]:
         """Touches the claim from a thread; gives the job back where the work raises."""
         done = threading.Event()
         thread = threading.Thread(target=self._beat, args=(done,), daemon=True)

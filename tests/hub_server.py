@@ -12,7 +12,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 
 
 class Hub(http.server.ThreadingHTTPServer):
@@ -53,7 +53,7 @@ class Hub(http.server.ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Hub]:
+def running() -> Generator[Hub, None, None]:
     """A hub, until the end of the block."""
     with Hub() as hub:
         thread = threading.Thread(target=hub.serve_forever)

@@ -156,9 +156,9 @@ def batch_bytes(dataset: DetectionDataset) -> bytes:
     batches = [loader.batch_at(dataset, plan, step) for step in range(6)]
     with loader.eval_batches(dataset, **sizes, short_side=56, batch_size=4) as evaluated:
         for batch in [*batches, *evaluated]:
-            fields = (*batch._replace(ground_truth=None), *batch.ground_truth)
-            for value in fields:
-                out.write(b"" if value is None else np.asarray(value).tobytes())
+            rest = (batch.image, batch.image_size, batch.record_index, batch.scale)
+            for value in (*rest, *batch.ground_truth):
+                out.write(np.asarray(value).tobytes())
     return out.getvalue()
 
 

@@ -197,14 +197,15 @@ def test_what_a_detector_takes(detector, tmp_path):
         Image.open(path),
         jax.numpy.asarray(PICTURES[0]),
     ]
-    for form, found in zip(forms, detector(list(forms)), strict=True):
+    results = detector(list(forms))
+    for form, found in zip(forms, results, strict=True):
         for a, b in zip(found.detections, expected.detections, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4, err_msg=str(type(form)))
     assert detector([]) == []
     threshold = float(np.median(expected.scores))
     some = detector(PICTURES[0], threshold=threshold)
     assert 0 < len(some.scores) < len(expected.scores) and some.scores.min() >= threshold
-    assert detector.names == found.names == dict(enumerate(CLASS_NAMES))
+    assert detector.names == results[0].names == dict(enumerate(CLASS_NAMES))
     np.testing.assert_array_equal(
         detector(PICTURES[0][..., ::-1], channel_order="bgr").scores, expected.scores
     )

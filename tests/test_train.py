@@ -81,7 +81,7 @@ def assert_same_states(first, second):
 
 
 def test_workdir_holds_what_the_readme_says(finished):
-    config, workdir, result = finished
+    _, workdir, result = finished
     assert json.loads((workdir / "result.json").read_text()) == result
     assert set(result) >= {"metrics", "steps", "wall_seconds", "images_per_s", "device_kind"}
     assert result["steps"] == 6 and 0 <= result["metrics"]["AP"] <= 1

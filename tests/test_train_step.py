@@ -210,7 +210,7 @@ TASK_ALIGNED = {"assigner__name": "task_aligned", "model__backbone_norm": "froze
 
 
 def test_predictions_decide_the_targets(run):
-    metrics, state = run(1, steps=2, **TASK_ALIGNED)
+    metrics, _ = run(1, steps=2, **TASK_ALIGNED)
     assert all(m.is_finite and m.num_positives > 0 for m in metrics)
     static, _ = run(1, steps=2, model__backbone_norm="frozen_bn")
     assert metrics[0].num_positives != static[0].num_positives

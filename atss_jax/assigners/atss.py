@@ -85,7 +85,7 @@ def select_candidates(
     if candidates_per_level < 1:
         raise ValueError(f"candidates_per_level={candidates_per_level}: give at least 1.")
 
-    def select(gt):
+    def select(gt: GroundTruth) -> Candidates:
         return _select(grid, image_size, gt, candidates_per_level, in_box_margin)
 
     num_objects = gt.boxes.shape[0]
@@ -125,7 +125,7 @@ def _select(
     is_in_box = nearest_edge(x, y, boxes)[:, :, None] > in_box_margin
     iou = location_ious(grid, x, y, boxes)  # [L, k, a, G]
 
-    def flat(slots):
+    def flat(slots: Array) -> Array:
         return jnp.broadcast_to(slots, iou.shape).reshape(-1, iou.shape[-1])
 
     return Candidates(

@@ -7,7 +7,7 @@ from atss_jax.assigners.windows import nearest_edge
 from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.geometry.boxes import at_least_float32
 from atss_jax.structures import Assignment, GroundTruth
-from atss_jax.typing import AnyArray, Int
+from atss_jax.typing import AnyArray, Array, Int
 
 TIE_TOLERANCE = 1e-6
 """Relative difference up to which two IoUs count as equal: they are so up to rounding."""
@@ -52,7 +52,9 @@ def assign_max_iou(
     own = grid.own_mask(jnp.asarray(image_size))
 
     # One object at a time: the whole matrix of IoUs would not fit into caches.
-    def compare(carry, inputs):
+    def compare(
+        carry: tuple[Array, Array, Array], inputs: tuple[Array, Array]
+    ) -> tuple[tuple[Array, Array, Array], None]:
         best, gt_index, is_top = carry
         box, index = inputs
         width = jnp.minimum(x2, box[2]) - jnp.maximum(x1, box[0])

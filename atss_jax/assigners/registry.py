@@ -10,25 +10,20 @@ from atss_jax.assigners.max_iou import assign_max_iou
 from atss_jax.assigners.spatial_scale import assign_spatial_scale
 from atss_jax.assigners.task_aligned import assign_task_aligned
 from atss_jax.assigners.top_k_iou import assign_top_k_iou
+from atss_jax.config import choices
+from atss_jax.structures import Assignment
 
-ASSIGNERS = {
-    "atss": assign_atss,
-    "max_iou": assign_max_iou,
-    "spatial_scale": assign_spatial_scale,
-    "top_k_iou": assign_top_k_iou,
-}
-"""Name in a recipe -> assigner, of those that look at anchors and ground truth alone.
-
-"task_aligned" also needs predictions, so it does not answer the same call.
-"""
+Assigner = Callable[..., Assignment]
+"""An assigner with its hyper-parameters bound: (grid, image_size, gt) -> Assignment of one image,
+or (grid, image_size, gt, predictions) where `needs_predictions`."""
 
 
-def needs_predictions(assign: Callable) -> bool:
+def needs_predictions(assign: Assigner) -> bool:
     """Whether an assigner looks at predictions: it then has a parameter `predictions`."""
     return "predictions" in inspect.signature(assign).parameters
 
 
-def make_assigner(config: AssignerConfig) -> Callable:
+def make_assigner(config: AssignerConfig) -> functools.partial[Assignment]:
     """The assigner of a recipe with its hyper-parameters: (grid, image_size, gt) -> Assignment.
 
     Where `needs_predictions`: (grid, image_size, gt, predictions) -> Assignment.
@@ -56,8 +51,21 @@ def make_assigner(config: AssignerConfig) -> Callable:
             )
 
 
-def make_warmup_assigner(config: AssignerConfig) -> Callable | None:
+def make_warmup_assigner(config: AssignerConfig) -> Assigner | None:
     """What assigns in the first `config.warmup_steps` steps: ATSS; None without warm-up."""
     if not config.warmup_steps:
         return None
     return functools.partial(assign_atss, candidates_per_level=config.candidates_per_level)
+
+
+_MADE = {
+    name: make_assigner(AssignerConfig.from_mapping({"name": name}))
+    for name in choices(AssignerConfig, "name")
+}
+ASSIGNERS: dict[str, Assigner] = {
+    name: made.func for name, made in _MADE.items() if not needs_predictions(made)
+}
+"""Name in a recipe -> assigner, of those that look at anchors and ground truth alone.
+
+"task_aligned" also needs predictions, so it does not answer the same call.
+"""

@@ -67,7 +67,7 @@ def assign_top_k_iou(
     index = index + jnp.arange(grid.num_per_location, dtype=jnp.int32)[:, None]
     is_in_box = nearest_edge(x, y, boxes)[:, :, None] > in_box_margin
 
-    def flat(slots):
+    def flat(slots: Array) -> Array:
         return jnp.broadcast_to(slots, iou.shape).reshape(-1, iou.shape[-1]).T  # [G, N]
 
     best_score, slot = lax.top_k(flat(score), min(candidates, score[..., 0].size))

@@ -84,12 +84,14 @@ class _Level(NamedTuple):
     stride: Float[Array, "*L"]
 
 
-def _levels(grid: AnchorGrid, image_size: Int[AnyArray, "2"], dtype) -> _Level:
+def _levels(grid: AnchorGrid, image_size: Int[AnyArray, "2"], dtype: np.dtype) -> _Level:
     own = grid.own_level_shapes(jnp.asarray(image_size)).astype(jnp.int32)
     return _Level(own[:, 0], own[:, 1], jnp.array(grid.strides, dtype))
 
 
-def _window(grid: AnchorGrid, level: _Level, boxes: Array, num_nearest: int):
+def _window(
+    grid: AnchorGrid, level: _Level, boxes: Array, num_nearest: int
+) -> tuple[Locations, Array]:
     """Locations [S, G] of one level and their squared distances in strides^2."""
     row_rank, column_rank = slot_ranks(num_nearest)
     position = (box_centers(boxes).T - grid.offset_px) / level.stride - grid.center_offset  # [2, G]
@@ -142,12 +144,12 @@ def nearest_locations(
     boxes = at_least_float32(jnp.asarray(boxes))
     levels = _levels(grid, image_size, boxes.dtype)
 
-    def measure(_, level):
+    def measure(_: None, level: _Level) -> tuple[None, tuple[Array, Array]]:
         window, distance2 = _window(grid, level, boxes, num_nearest)
         cell = (window.row << 16) | window.column  # rises row by row
         return None, (jnp.where(window.exists, distance2, jnp.inf), cell)
 
-    def count_before(_, inputs):
+    def count_before(_: None, inputs: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
         distance2, cell = inputs
         place = jnp.zeros(cell.shape, jnp.int32)
         for other, other_cell in zip(distance2, cell, strict=True):
@@ -155,7 +157,7 @@ def nearest_locations(
             place = place + is_before
         return None, (jnp.where(distance2 < jnp.inf, place, num_nearest), cell)
 
-    def put_in_order(_, inputs):
+    def put_in_order(_: None, inputs: tuple[Array, Array]) -> tuple[None, Array]:
         place, cell = inputs
         ordered = jnp.full((num_nearest, cell.shape[1]), -1, jnp.int32)
         for slot_place, slot_cell in zip(place, cell, strict=True):
@@ -181,7 +183,7 @@ def location_index(grid: AnchorGrid, locations: Locations) -> Int[Array, "L S G"
 
 
 def location_centers(
-    grid: AnchorGrid, locations: Locations, dtype
+    grid: AnchorGrid, locations: Locations, dtype: np.dtype
 ) -> tuple[Float[Array, "L S G"], Float[Array, "L S G"]]:
     """(x, y) px of each location's anchor centre."""
     strides = jnp.array(grid.strides, dtype)[:, None, None]
@@ -209,7 +211,7 @@ def location_ious(
     area = jnp.array(sizes.prod(axis=-1), boxes.dtype)[..., None]  # [L, a, 1]
     x1, y1, x2, y2 = boxes.T
 
-    def level_ious(_, inputs):
+    def level_ious(_: None, inputs: tuple[Array, Array, Array, Array]) -> tuple[None, Array]:
         half, area, x, y = inputs
         half_width, half_height = half[:, 0], half[:, 1]  # [a, 1]
         x, y = x[:, None], y[:, None]  # [S, 1, G]

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,7 @@ def _key(source: SplitSource, config: DataConfig) -> str:
 
 
 @contextlib.contextmanager
-def _lock(folder: str, path: str) -> Iterator[None]:
+def _lock(folder: str, path: str) -> Generator[None, None, None]:
     """Held by one process at a time; none where the folder cannot be written or locked."""
     with contextlib.ExitStack() as stack:
         try:

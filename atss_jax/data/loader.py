@@ -148,7 +148,7 @@ class _PlannedBatches(grain.transforms.Map):
         self._dataset, self._planned, self._rows = dataset, planned, rows
         self._max_boxes, self._augmentations = max_boxes, augmentations
 
-    def map(self, element: int) -> Batch:
+    def map(self, element: int) -> Batch:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The batch, in memory that the training process can map when in a worker."""
         return make_batch(
             self._dataset,

@@ -9,7 +9,7 @@ beside the records; images are read by index.
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -176,7 +176,7 @@ def load_records(
 
 
 @contextlib.contextmanager
-def _named_errors(about: str) -> Iterator[None]:
+def _named_errors(about: str) -> Generator[None, None, None]:
     """Gives damaged records an error with their path: TFDS and ArrayRecord raise many kinds."""
     try:
         yield

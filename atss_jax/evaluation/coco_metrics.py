@@ -69,8 +69,8 @@ def coco_metrics(
       ImportError: hotcoco asked for, but not installed.
     """
     evaluator = _evaluator(ground_truth, results, backend)
-    metrics = {name: float(x) for name, x in zip(METRICS, evaluator.stats, strict=True)}
     curves = _class_curves(evaluator, category_ids)
+    metrics = {name: float(x) for name, x in zip(METRICS, evaluator.stats, strict=True)}
     for name, curve in zip(unique_names(class_names, category_ids), curves, strict=True):
         metrics[f"AP/{name}"] = mean_known(curve.precision[:, :, 0])
         metrics[f"AR/{name}"] = mean_known(curve.recall[:, 0])

@@ -98,7 +98,7 @@ def with_min_score(detections: Detections, score_threshold: float) -> Detections
     return Detections(*(np.asarray(field)[keep] for field in detections))
 
 
-def write_results(path: str | os.PathLike, results: Sequence[Mapping[str, Any]]) -> None:
+def write_results(path: str | os.PathLike[str], results: Sequence[Mapping[str, Any]]) -> None:
     """Writes a result list as JSON; a reader sees the old file or the new one, never half of one.
 
     Args:

@@ -12,17 +12,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from atss_jax.config import choices
 from atss_jax.evaluation.config import EvalConfig
+from atss_jax.geometry import nms as suppression
 from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.geometry.boxes import at_least_float32, decode_deltas, decode_points
-from atss_jax.geometry.nms import class_wise_nms, class_wise_soft_nms
 from atss_jax.structures import Detections, HeadOutputs
 from atss_jax.typing import Array, Bool, Float, Int
 
 SCORES = ("sqrt", "product", "cls")
 """Final scores of a detection, see `postprocess`."""
 
-NMS = ("hard", "soft_linear", "soft_gaussian")
+NMS: tuple[str, ...] = choices(EvalConfig, "nms")
 """What happens to a box that overlaps a better one of its class, see `postprocess`."""
 
 
@@ -98,8 +99,7 @@ def postprocess(
       max_detections: D.
       score: "sqrt" of probability x centerness, their "product", or "cls", the probability alone
         (then the ranking is by it, too). A head without centerness has "cls" only.
-      nms: "hard" drops boxes; "soft_linear" and "soft_gaussian" lower their final score instead,
-        see `geometry.nms.class_wise_soft_nms`.
+      nms: one of `EvalConfig.nms`.
       soft_nms_sigma: of "soft_gaussian".
       soft_nms_min_score: soft NMS drops boxes whose lowered final score is less than this.
 
@@ -139,17 +139,17 @@ def postprocess(
         jnp.concatenate(parts) for parts in zip(*per_level, strict=True)
     )
 
-    def final(ranks):
+    def final(ranks: Array) -> Array:
         return jnp.sqrt(jnp.maximum(ranks, 0)) if has_centerness and score == "sqrt" else ranks
 
     if nms == "hard":
-        index, is_valid = class_wise_nms(
+        index, is_valid = suppression.class_wise_nms(
             boxes, ranks, labels, is_candidate,
             iou_threshold=nms_iou, max_detections=max_detections,
         )  # fmt: skip
         scores = final(ranks[index])
     else:
-        index, scores, is_valid = class_wise_soft_nms(
+        index, scores, is_valid = suppression.class_wise_soft_nms(
             boxes, final(ranks), labels, is_candidate,
             kind=nms.removeprefix("soft_"), iou_threshold=nms_iou, sigma=soft_nms_sigma,
             min_score=soft_nms_min_score, max_detections=max_detections,
@@ -211,7 +211,7 @@ def select_top_pairs(
     if centerness_logits is not None:
         centerness = jax.nn.sigmoid(at_least_float32(centerness_logits))
 
-    def rank(logits, centerness, is_own):
+    def rank(logits: Array, centerness: Array, is_own: Array) -> Array:
         probability = jax.nn.sigmoid(at_least_float32(logits))
         value = probability * centerness
         # A NaN would come before every number in `top_k`.

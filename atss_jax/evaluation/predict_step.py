@@ -15,7 +15,7 @@ from atss_jax.geometry.config import AnchorConfig
 from atss_jax.models.detector import normalize_images
 from atss_jax.models.normalization import Normalization
 from atss_jax.runtime import parallel
-from atss_jax.structures import Detections
+from atss_jax.structures import Detections, HeadOutputs
 from atss_jax.typing import Array, Float, Int, UInt8
 
 
@@ -64,14 +64,14 @@ def make_predict_step(
       flip: look at the mirrored images; the boxes come back unmirrored.
     """
 
-    def predict(variables, images, image_size, scale):
+    def predict(variables: Any, images: Array, image_size: Array, scale: Array) -> Detections:
         if flip:
             images = mirror_images(images, image_size)
         normalized = normalize_images(images, image_size, **normalization._asdict())
         outputs = network.apply(variables, normalized, image_size, train=False)
         grid = make_grid(anchors, (images.shape[1], images.shape[2]))
 
-        def local(outputs, image_size, scale):
+        def local(outputs: HeadOutputs, image_size: Array, scale: Array) -> Detections:
             found = postprocess_batch(outputs, grid, image_size, scale, **settings._asdict())
             if flip:
                 boxes = mirror_boxes(jnp.asarray(found.boxes), image_size, scale)

@@ -18,7 +18,7 @@ from atss_jax.evaluation.passes import Pass, merge_images
 from atss_jax.evaluation.predict_step import PredictStep
 from atss_jax.runtime import parallel
 from atss_jax.structures import Batch, Detections
-from atss_jax.typing import Array
+from atss_jax.typing import AnyArray, Array
 
 BATCHES_IN_FLIGHT = 3
 """Batches given to the devices before the oldest result is fetched."""
@@ -150,8 +150,8 @@ def detect_all(
       Record index [N], detections [N, D], scale [N, 2] (resized = original * scale; y, x) on the
       host; None when told to stop.
     """
-    rows: list[tuple] = []
-    in_flight: collections.deque = collections.deque()
+    rows: list[tuple[np.ndarray, ...]] = []
+    in_flight: collections.deque[tuple[np.ndarray, np.ndarray, Any]] = collections.deque()
 
     def fetch():
         record_index, scale, detections = in_flight.popleft()
@@ -189,7 +189,7 @@ def check_each_once(record_index: np.ndarray, num_records: int) -> None:
         )
 
 
-def _pad_rows(arrays: tuple, multiple: int) -> tuple:
+def _pad_rows(arrays: tuple[AnyArray, ...], multiple: int) -> tuple[np.ndarray, ...]:
     """Arrays with their first row repeated until their number of rows is a multiple."""
     pad = -len(arrays[0]) % multiple
     return tuple(np.concatenate([a, np.repeat(a[:1], pad, axis=0)]) for a in arrays)

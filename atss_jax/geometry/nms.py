@@ -55,11 +55,11 @@ def class_wise_nms(
     scores = jnp.where(is_valid, at_least_float32(scores), -jnp.inf)
     positions = jnp.arange(num_boxes, dtype=jnp.int32)
 
-    def is_unfinished(state):
+    def is_unfinished(state: tuple[Array, Array, Array]) -> Array:
         count, _, remaining = state
         return (count < max_detections) & (jnp.max(remaining) > -jnp.inf)
 
-    def take_best(state):
+    def take_best(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         count, index, remaining = state
         # Two plain reductions: an argmax is a scalar loop on the CPU.
         is_best = remaining == jnp.max(remaining)
@@ -133,11 +133,13 @@ def class_wise_soft_nms(
     remaining = jnp.where(is_valid & (scores >= min_score), scores, -jnp.inf)
     positions = jnp.arange(num_boxes, dtype=jnp.int32)
 
-    def is_unfinished(state):
+    def is_unfinished(state: tuple[Array, Array, Array, Array]) -> Array:
         count, _, _, remaining = state
         return (count < max_detections) & (jnp.max(remaining) > -jnp.inf)
 
-    def take_best(state):
+    def take_best(
+        state: tuple[Array, Array, Array, Array],
+    ) -> tuple[Array, Array, Array, Array]:
         count, index, taken_scores, remaining = state
         top = jnp.max(remaining)
         best = jnp.min(jnp.where(remaining == top, positions, num_boxes - 1))

@@ -45,7 +45,7 @@ def deform_conv(
     Returns:
       The convolved map.
     """
-    batch, height, width, channels = x.shape
+    batch, _, _, channels = x.shape
     rows, columns, _, features = kernel.shape
     out_h, out_w = offset.shape[1:3]
     taps = rows * columns
@@ -85,7 +85,7 @@ def _bilinear(x: Array, place_y: Array, place_x: Array) -> Array:
     floor_y, floor_x = floor_y.astype(jnp.int32), floor_x.astype(jnp.int32)
 
     @jax.vmap
-    def take(flat, index):  # [h * w, D, C / D], [h2, w2, D, taps]
+    def take(flat: Array, index: Array) -> Array:  # [h * w, D, C / D], [h2, w2, D, taps]
         return flat[index, jnp.arange(groups)[:, None]]
 
     total = None

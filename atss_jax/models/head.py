@@ -5,6 +5,7 @@ One head for the paper's whole family. ATSS (Zhang et al. 2020, Sec. 3.2 and 4),
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -103,10 +104,12 @@ class Head(nn.Module):
         for i in range(config.dynamic_blocks):
             features = DynamicBlock(self.dtype, name=f"dynamic{i}")(features, masks)
 
-        def tower(name):
+        def tower(name: str) -> tuple[Array, ...]:
             return Tower(config, self.dtype, name=name)(features, masks)
 
-        def predict(name, maps, per_anchor, bias=0.0):
+        def predict(
+            name: str, maps: Sequence[Array], per_anchor: int, bias: float = 0.0
+        ) -> list[Array]:
             conv = layers.Conv(
                 self.num_anchors * per_anchor,
                 kernel_init=NORMAL,
@@ -138,7 +141,7 @@ class Head(nn.Module):
             first_boxes = tuple(boxes)
             distances = tuple(x[..., 0, :] for x in boxes)  # a point has one box
 
-            def star(name, maps):
+            def star(name: str, maps: tuple[Array, ...]) -> tuple[Array, ...]:
                 return StarConv(NORMAL, self.dtype, name=name)(maps, distances, masks)
 
             cls_maps, refined_maps = star("cls_star", cls_maps), star("box_star", box_maps)

@@ -58,7 +58,7 @@ def parse_name(text: str) -> HubName:
     return HubName(match["repository"], match["revision"] or "main", match["file"] or "")
 
 
-def is_hub_name(text: str | os.PathLike, suffixes: tuple[str, ...] = ()) -> bool:
+def is_hub_name(text: str | os.PathLike[str], suffixes: tuple[str, ...] = ()) -> bool:
     """Whether a text means the hub: it says hf://, or looks like owner/name and is no path.
 
     Args:

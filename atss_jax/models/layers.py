@@ -67,11 +67,15 @@ def _dense_convolution(x: Array, kernel: Array, stride: int) -> Array:
     return _convolution(x, kernel, stride, 1)
 
 
-def _dense_convolution_forward(x, kernel, stride):
+def _dense_convolution_forward(
+    x: Array, kernel: Array, stride: int
+) -> tuple[Array, tuple[Array, Array]]:
     return _convolution(x, kernel, stride, 1), (x, kernel)
 
 
-def _dense_convolution_backward(stride, saved, cotangent):
+def _dense_convolution_backward(
+    stride: int, saved: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
     return lax.platform_dependent(
         *saved,
         cotangent,
@@ -80,13 +84,13 @@ def _dense_convolution_backward(stride, saved, cotangent):
     )
 
 
-def _plain_gradients(stride, x, kernel, cotangent):
+def _plain_gradients(stride: int, x: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
     by_x = jax.linear_transpose(lambda x: _convolution(x, kernel, stride, 1), x)
     by_kernel = jax.linear_transpose(lambda kernel: _convolution(x, kernel, stride, 1), kernel)
-    return *by_x(cotangent), *by_kernel(cotangent)
+    return by_x(cotangent)[0], by_kernel(cotangent)[0]
 
 
-def _cpu_gradients(stride, x, kernel, cotangent):
+def _cpu_gradients(stride: int, x: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
     """Both gradients in the form that XLA's CPU backend is fast at.
 
     Automatic differentiation writes them as convolutions with permuted dimensions. The backend has
@@ -132,7 +136,7 @@ def _kernel_gradient_by_products(x: Array, cotangent: Array) -> Array:
     """
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
-    def tap(index):  # the loop bounds memory to one shifted copy of the map
+    def tap(index: Array) -> Array:  # the loop bounds memory to one shifted copy of the map
         shifted = lax.dynamic_slice(padded, (0, index // 3, index % 3, 0), x.shape)
         return lax.dot_general(shifted, cotangent, (((0, 1, 2), (0, 1, 2)), ((), ())))
 
@@ -279,7 +283,7 @@ class GroupNorm(nn.Module):
         total, squares, count = _own_sums(x, mask, (1, 2))  # [B, C], [B, C], [B] or []
         count = jnp.broadcast_to(count, x.shape[:1])[:, None] * (channels // groups)
 
-        def group_mean(sums):
+        def group_mean(sums: Array) -> Array:
             grouped = sums.reshape(-1, groups, channels // groups).sum(-1) / count
             return jnp.repeat(grouped, channels // groups, axis=-1)  # [B, C]
 

@@ -44,7 +44,7 @@ def flatten(tree: Variables) -> Flat:
     return cast(Flat, traverse_util.flatten_dict(tree, sep="/"))
 
 
-def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The named arrays of a weights file.
 
     Args:
@@ -269,7 +269,7 @@ def diff_lines(found: Arrays, wanted: Arrays) -> list[str]:
     return lines
 
 
-def load_into(path: str | os.PathLike, variables: Variables) -> Variables:
+def load_into(path: str | os.PathLike[str], variables: Variables) -> Variables:
     """`variables` with the weights of a file in their places; see `read_arrays` and `insert`.
 
     Args:
@@ -279,7 +279,7 @@ def load_into(path: str | os.PathLike, variables: Variables) -> Variables:
     return insert(read_arrays(local_path(path)), variables, source=os.fspath(path))
 
 
-def local_path(path: str | os.PathLike) -> str | os.PathLike:
+def local_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     """A path as it is; for a name of the hub, that of the fetched file.
 
     Raises:
@@ -292,7 +292,7 @@ def local_path(path: str | os.PathLike) -> str | os.PathLike:
 
 
 def save_detector(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     variables: Variables,
     class_names: Sequence[str],
     config_json: str,
@@ -323,7 +323,7 @@ def save_detector(
     partial.replace(path)
 
 
-def load_detector(path: str | os.PathLike) -> SavedDetector:
+def load_detector(path: str | os.PathLike[str]) -> SavedDetector:
     """Reads a file of `save_detector`.
 
     Raises:

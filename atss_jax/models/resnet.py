@@ -105,7 +105,9 @@ class Block(nn.Module):
           mask_out: own cells of the output.
         """
 
-        def conv(name, features, size, stride=1, groups=1):
+        def conv(
+            name: str, features: int, size: int, stride: int = 1, groups: int = 1
+        ) -> layers.Conv:
             return layers.Conv(
                 features,
                 size=size,
@@ -116,7 +118,7 @@ class Block(nn.Module):
                 name=name,
             )
 
-        def norm(name, x, mask):
+        def norm(name: str, x: Array, mask: Mask) -> Array:
             return layers.NORMS[self.norm](dtype=self.dtype, name=name)(
                 x, mask, train=self.train_norm
             )

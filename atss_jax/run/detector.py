@@ -139,7 +139,7 @@ class Detector:
         return dict(enumerate(self.class_names))
 
     @overload
-    def __call__(
+    def __call__(  # pyright: ignore[reportOverlappingOverload]  # a list is a list of images
         self, image: list | tuple, *, threshold: float = 0.0, channel_order: str = "rgb"
     ) -> list[Result]: ...
 

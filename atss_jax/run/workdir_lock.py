@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 from etils import epath
@@ -26,7 +26,7 @@ PATIENCE_SECONDS = 20.0
 
 
 @contextlib.contextmanager
-def hold(workdir: epath.Path) -> Iterator[None]:
+def hold(workdir: epath.Path) -> Generator[None, None, None]:
     """Holds `workdir/run.lock`; process 0 of a job does so for all, and a bucket has none.
 
     A lock whose process is dead is replaced (a kill leaves it behind).

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 from etils import epath
@@ -57,8 +57,8 @@ class CompiledByShape:
       expected: programs that are expected; a further one is a warning.
     """
 
-    def __init__(self, function: Callable, *, expected: int):
-        self._function = function
+    def __init__(self, function: Callable[..., Any], *, expected: int):
+        self._function = cast(jax.stages.Wrapped, function)
         self._expected = expected
         self._programs: dict[Any, Any] = {}
         self.costs: dict[Any, Cost] = {}

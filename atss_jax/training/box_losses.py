@@ -109,4 +109,9 @@ BOX_LOSSES: dict[str, Callable[[Regression], Array]] = {
     "fcos_giou": _fcos_giou_loss,
     "smooth_l1": _smooth_l1_loss,
 }
-"""Name -> loss of every anchor [B, A], before masking."""
+"""Name -> loss of every anchor [B, A], before masking.
+
+"giou", "diou" and "ciou" are 1 - that of boxes in px; "iou" is -ln((I + 1) / (U + 1)) in px (FCOS
+as first published); "fcos_giou" is FCOS' own GIoU of distances in strides; "smooth_l1" is the mean
+over the four encoded coordinates.
+"""

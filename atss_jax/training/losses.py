@@ -136,7 +136,7 @@ class LossSettings:
 
         is_weighted = self._is_weighted(outputs.centerness_logits is not None)
 
-        def box_sum(pair, losses):
+        def box_sum(pair: Regression, losses: Array) -> Array:
             weights = self._box_weights(outputs, targets, pair) if is_weighted else 1
             return jnp.sum(jnp.where(targets.is_positive, losses, 0) * weights)
 
@@ -294,9 +294,7 @@ def detection_losses(
       targets: what they should be, leading B.
       grid: the anchors of the batch's bucket.
       regression: "box" or "point", the head's.
-      box_loss: "giou", "diou", "ciou" (1 - that of boxes in px), "iou" (-ln((I + 1) / (U + 1)) in
-        px, FCOS as first published), "fcos_giou" (FCOS' own GIoU of distances in strides) or
-        "smooth_l1" (mean over the four encoded coordinates).
+      box_loss: one of `box_losses.BOX_LOSSES`.
       box_loss_weight: 2 in ATSS, 1 in FCOS and RetinaNet.
       focal_alpha: see `focal_loss`.
       focal_gamma: see `focal_loss`.

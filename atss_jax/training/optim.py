@@ -80,7 +80,7 @@ def make_schedule(config: OptimConfig, global_batch: int, num_steps: int) -> Sch
     decay_steps = [round(fraction * num_steps) for fraction in config.decay_at]
     warmup_steps = min(config.warmup_steps, num_steps // 2)
 
-    def schedule(step):
+    def schedule(step: Any) -> Array:
         step = jnp.asarray(step)
         progress = step / max(warmup_steps, 1)
         ramp = 0.0 if config.warmup == "constant" else progress
@@ -185,7 +185,7 @@ def named_optimizer(config: OptimConfig, schedule: Schedule) -> optax.GradientTr
     function = getattr(optax, config.name)
 
     def of_group(factor: float, decay: float) -> optax.GradientTransformation:
-        def rate(step):
+        def rate(step: Any) -> Any:
             return factor * schedule(step)
 
         if "weight_decay" in inspect.signature(function).parameters:
@@ -199,7 +199,7 @@ def named_optimizer(config: OptimConfig, schedule: Schedule) -> optax.GradientTr
     if not config.decay_norms:
         groups["norm"] = of_group(1.0, 0.0)
 
-    def group_of(path, _):
+    def group_of(path: tuple[Any, ...], _: Any) -> str:
         if is_bias(path):
             return "bias"
         return "norm" if is_norm_scale(path) and "norm" in groups else "weight"
@@ -260,10 +260,10 @@ def _scale_leaves(factors: Params) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def _zip_map(function, constants: Params, *trees: Params) -> Params:
+def _zip_map(function: Callable[..., Array], constants: Params, *trees: Params) -> Params:
     """`jax.tree.map` that passes masked (frozen) leaves of `trees` through."""
 
-    def leaf(constant, first, *others):
+    def leaf(constant: Any, first: Any, *others: Any) -> Any:
         if isinstance(first, optax.MaskedNode):
             return first
         return function(constant, first, *others)

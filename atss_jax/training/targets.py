@@ -5,20 +5,17 @@ them against the anchors where they need deltas or distances (`boxes.encode_delt
 `boxes.encode_points`). Nothing here carries a gradient.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from atss_jax.assigners.registry import Assigner
 from atss_jax.geometry.anchors import AnchorGrid
 from atss_jax.geometry.boxes import at_least_float32, centerness, decode_deltas, decode_points
 from atss_jax.structures import Assignment, GroundTruth, HeadOutputs, Predictions, Targets
-from atss_jax.typing import AnyArray, Int
-
-Assign = Callable[..., Assignment]
-"""An assigner with its hyper-parameters bound: (grid, image_size, gt) -> Assignment of one image,
-or (grid, image_size, gt, predictions) where `assigners.registry.needs_predictions`."""
+from atss_jax.typing import AnyArray, Array, Int
 
 
 def predictions_of(outputs: HeadOutputs, grid: AnchorGrid, *, regression: str) -> Predictions:
@@ -73,7 +70,7 @@ def make_targets(assignment: Assignment, gt: GroundTruth, grid: AnchorGrid) -> T
 
 
 def assign_targets(
-    assign: Assign,
+    assign: Assigner,
     grid: AnchorGrid,
     image_size: Int[AnyArray, "B 2"],
     ground_truth: GroundTruth,
@@ -96,10 +93,10 @@ def assign_targets(
       Targets with leading B, sharded as the batch.
     """
 
-    def targets_of_one(image_size, gt, *predictions):
+    def targets_of_one(image_size: Array, gt: GroundTruth, *predictions: Predictions) -> Targets:
         return make_targets(assign(grid, image_size, gt, *predictions), gt, grid)
 
-    inputs = (image_size, jax.lax.stop_gradient(ground_truth))
+    inputs: tuple[Any, ...] = (image_size, jax.lax.stop_gradient(ground_truth))
     if predictions is not None:
         inputs += (predictions,)
     targets_of_many = jax.vmap(targets_of_one)

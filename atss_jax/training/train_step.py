@@ -5,25 +5,28 @@ over all devices, so the losses are normalised over the whole global batch by co
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from atss_jax.assigners.registry import needs_predictions
+from atss_jax.assigners.registry import Assigner, needs_predictions
 from atss_jax.geometry.anchors import make_grid
 from atss_jax.geometry.config import AnchorConfig
 from atss_jax.models.detector import DetectorNetwork, normalize_images
 from atss_jax.models.normalization import Normalization
 from atss_jax.runtime import parallel
-from atss_jax.structures import Batch, Losses
+from atss_jax.structures import Batch, HeadOutputs, Losses, Predictions, Targets
 from atss_jax.training import optim
-from atss_jax.training.loss_counts import count_normalizers
+from atss_jax.training.loss_counts import Normalizers, count_normalizers
 from atss_jax.training.losses import LossSettings
 from atss_jax.training.targets import assign_targets, predictions_of
 from atss_jax.typing import Array, Bool, Float, Int
+
+Tree = TypeVar("Tree")
+"""Any nesting of arrays."""
 
 
 class TrainState(NamedTuple):
@@ -61,7 +64,7 @@ class StepSettings(NamedTuple):
     model: DetectorNetwork
     anchors: AnchorConfig
     """Each batch brings the image shape of its grid."""
-    assign: Callable
+    assign: Assigner
     """One image: (grid, image_size, gt) -> Assignment, or (grid, image_size, gt, predictions)."""
     optimizer: optax.GradientTransformation
     schedule: optim.Schedule
@@ -73,7 +76,7 @@ class StepSettings(NamedTuple):
     """Micro-batches per step."""
     ema_decay: float = 0.0
     """0 for no moving average."""
-    warmup_assign: Callable | None = None
+    warmup_assign: Assigner | None = None
     """Of one image, (grid, image_size, gt) -> Assignment, in the first `warmup_steps` steps, where
     `assign` looks at predictions; None for `assign` from the start."""
     warmup_steps: int = 0
@@ -159,7 +162,9 @@ def train_step(
     is_static = not needs_predictions(settings.assign)
     count = settings.accumulate
 
-    def assign_by(assign_image, batch, predictions=None):
+    def assign_by(
+        assign_image: Assigner, batch: Batch, predictions: Predictions | None = None
+    ) -> Targets:
         return assign_targets(
             assign_image,
             grid,
@@ -169,26 +174,33 @@ def train_step(
             mesh=mesh,
         )
 
-    def assign(batch, outputs=None):
+    def assign(batch: Batch, outputs: HeadOutputs | None = None) -> Targets:
         if outputs is None:
             return assign_by(settings.assign, batch)
         predictions = predictions_of(outputs, grid, regression=settings.loss.regression)
-        if settings.warmup_assign is None:
+        warmup_assign = settings.warmup_assign
+        if warmup_assign is None:
             return assign_by(settings.assign, batch, predictions)
         return jax.lax.cond(
             state.step < settings.warmup_steps,
-            lambda: assign_by(settings.warmup_assign, batch),
+            lambda: assign_by(warmup_assign, batch),
             lambda: assign_by(settings.assign, batch, predictions),
         )
 
-    def loss_fn(params, batch_stats, batch, targets, norms):
+    def loss_fn(
+        params: Any,
+        batch_stats: Any,
+        batch: Batch,
+        targets: Targets | None,
+        norms: Normalizers | None,
+    ) -> tuple[Array, tuple[Losses, Any]]:
         outputs, batch_stats = _forward(settings, params, batch_stats, batch)
         if targets is None:
             targets = assign(batch, outputs)
         losses = settings.loss(outputs, targets, grid, norms)
         return losses.total, (losses, batch_stats)
 
-    def look_ahead(batch):
+    def look_ahead(batch: Batch) -> tuple[Targets, Normalizers]:
         outputs, _ = _forward(settings, state.params, state.batch_stats, batch)
         targets = assign(batch, None if is_static else outputs)
         return targets, settings.loss.count(outputs, targets, grid)
@@ -208,13 +220,16 @@ def train_step(
             state.params, state.batch_stats, batch, targets, norms
         )
     else:
+        assert norms is not None  # counted above wherever there are micro-batches
         gradients, losses, batch_stats = _accumulate(
             gradient_fn, state, _split((batch, targets), count), norms
         )
     return update_state(settings, state, gradients, losses, batch_stats)
 
 
-def _forward(settings, params, batch_stats, batch):
+def _forward(
+    settings: StepSettings, params: Any, batch_stats: Any, batch: Batch
+) -> tuple[HeadOutputs, Any]:
     """(outputs, new statistics) of a batch in training."""
     images = normalize_images(batch.image, batch.image_size, **settings.normalization._asdict())
     outputs, updates = settings.model.apply(
@@ -227,7 +242,7 @@ def _forward(settings, params, batch_stats, batch):
     return outputs, updates.get("batch_stats", batch_stats)
 
 
-def _split(inputs, count):
+def _split(inputs: Tree, count: int) -> Tree:
     """Micro-batches along a new first axis: image i goes to micro-batch i % count.
 
     Each device so keeps its own images.
@@ -237,23 +252,32 @@ def _split(inputs, count):
     )
 
 
-def _join(inputs):
+def _join(inputs: Tree) -> Tree:
     """Inverse of `_split`."""
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), inputs)
 
 
-def _accumulate(gradient_fn, state, micro_batches, norms):
+def _accumulate(
+    gradient_fn: Callable[..., Any],
+    state: TrainState,
+    micro_batches: tuple[Batch, Targets | None],
+    norms: Normalizers,
+) -> tuple[Any, Losses, Any]:
     """Sums gradients and losses over micro-batches.
 
     The losses are normalised over the whole batch, so the sums are the whole batch's.
     """
 
-    def body(carry, inputs):
+    def add(x: Tree, y: Tree) -> Tree:
+        return jax.tree.map(jnp.add, x, y)
+
+    def body(
+        carry: tuple[Any, Any, Losses], inputs: tuple[Batch, Targets | None]
+    ) -> tuple[tuple[Any, Any, Losses], None]:
         batch_stats, gradients, losses = carry
         new_gradients, (new_losses, batch_stats) = gradient_fn(
             state.params, batch_stats, *inputs, norms
         )
-        add = lambda x, y: jax.tree.map(jnp.add, x, y)  # noqa: E731
         return (batch_stats, add(gradients, new_gradients), add(losses, new_losses)), None
 
     zeros = Losses(*(jnp.zeros(()) for _ in Losses._fields))
@@ -281,7 +305,7 @@ def update_state(
     )
     params = optax.apply_updates(state.params, updates)
 
-    def average(old, new):
+    def average(old: Any, new: Any) -> Any:
         if old is None:
             return None
         return optim.update_ema(old, new, decay=settings.ema_decay, step=state.step)

@@ -6,7 +6,7 @@ float64 sums of its terms, which another program computes. Two images: a device'
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -147,7 +147,7 @@ def all_errors(names: list[str]) -> Iterator[dict[str, float]]:
     done: set[Any] = set()
     for name in names:
         recipe = recipe_io.recipe_from_mapping(recipe_files.load_recipe(name).to_dict())
-        cases = [
+        cases: list[tuple[Callable[..., dict[str, float]], tuple[Any, ...], Any]] = [
             *((loss_errors, (recipe, b), (recipe.loss, recipe.anchors, recipe.model.centerness, b))
               for b in recipe.data.buckets),
             *((norm_errors, case, case) for case in sorted(norm_shapes(recipe))),
