@@ -29,7 +29,7 @@ exclude_patterns = ["_build", "generated/fields.md"]  # fields.md is included by
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-nb_execution_mode = "off"  # the notebook holds its outputs; tests/test_notebooks.py runs it
+nb_execution_mode = "off"  # they hold their outputs; tests/test_notebooks.py runs them
 
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
@@ -54,11 +54,12 @@ linkcheck_anchors = False  # of other sites; -W checks those of this one
 
 
 def prepare(app: Any) -> None:
-    """Writes what pages include: the recipe's fields, and the notebook beside the pages."""
+    """Writes what pages include: the recipe's fields, and the notebooks beside the pages."""
     generated = DOCS / "generated"
     generated.mkdir(exist_ok=True)
     (generated / "fields.md").write_text(generate_reference.fields_page())
-    shutil.copy(ROOT / "scripts/notebooks/assigners.ipynb", generated / "assigners.ipynb")
+    for notebook in (ROOT / "scripts/notebooks").glob("*.ipynb"):
+        shutil.copy(notebook, generated / notebook.name)
 
 
 def setup(app: Any) -> None:

@@ -173,6 +173,7 @@ def test_all_that_counts_is_saved_before_pictures_are_drawn(tmp_path, monkeypatc
         _writer=fake(write=note("rows"), flush=note("flush")),
         _checkpointer=fake(attach=note("attach")),
         _evaluated={},
+        _limits=fake(evaluation_seconds=0.0),
         _workdir=tmp_path,
     )
     monkeypatch.setattr(training_loop.train_step, "eval_variables", lambda state: {})

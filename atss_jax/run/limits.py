@@ -24,6 +24,7 @@ from atss_jax.run.validation import Validation
 from atss_jax.runtime import parallel
 from atss_jax.runtime.compiled import CompiledByShape
 from atss_jax.runtime.config import RunConfig
+from atss_jax.structures import Batch
 from atss_jax.training.train_step import TrainState
 
 TIMED_STEPS = 3
@@ -188,6 +189,6 @@ def _seconds_per_step(
     return statistics.median(seconds[1:])
 
 
-def _first(batches: loader.Batches, count: int) -> Iterator:
+def _first(batches: loader.Batches, count: int) -> Iterator[Batch]:
     for _ in range(count):
         yield next(batches)
