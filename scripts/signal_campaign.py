@@ -227,7 +227,9 @@ def campaign(folder: Path, processes: int, plan: dict[str, int], seed: int) -> d
             problems.append(f"undisturbed, but codes {codes}: {run.text()[-2000:]}")
             shutil.rmtree(workdir, ignore_errors=True)
         elif event is None or set(event.codes) == {0}:
-            problems += differences(reference, workdir, STEPS)
+            found = differences(reference, workdir, STEPS)
+            print(f"    finished; differences: {found}", flush=True)
+            problems += found
             finished += 1
             shutil.rmtree(workdir)
         if event is not None:

@@ -167,5 +167,6 @@ def test_a_process_that_was_told_to_stop_ends_the_others_to_be_started_again(mon
     peers.announce_stop()  # a reason that stands there already stays
     assert store.values[f"{peers.PREFIX}failed"] == store_text
     monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
     peers._watch(store, lambda code, reason: ended.append((code, reason)))
     assert ended == [(75, "ended because of process 0: it was told to stop")]

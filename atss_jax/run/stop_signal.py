@@ -141,7 +141,7 @@ class StopSignal:
             self.received, self._first = True, now
         elif number == signal.SIGINT and now - self._first > BURST_SECONDS:
             self.restore()
-            signal.raise_signal(number)
+            raise KeyboardInterrupt  # also where SIGINT was ignored, as in a shell's background
 
     def _watch(self, descriptor: int) -> None:
         """Waits for the first signal, says what happens, and ends the process when due."""

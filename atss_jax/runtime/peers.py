@@ -200,8 +200,8 @@ def _watch(store: Any, end: Callable[[int, str], None]) -> None:
         try:
             store.key_value_set(f"{PREFIX}beat/{index}", str(number), allow_overwrite=True)
             failed = _get(store, f"{PREFIX}failed")
-            if failed:
-                code, _, reason = failed.partition(" ")
+            code, _, reason = failed.partition(" ")
+            if failed and not reason.startswith(f"process {index}:"):
                 end(int(code), f"ended because of {reason}")
                 return
             now = time.monotonic()
