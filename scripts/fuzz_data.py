@@ -271,12 +271,15 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=2_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    logging.disable(logging.WARNING)
     tally = Tally()
-    with tempfile.TemporaryDirectory() as folder:
-        tally.watch_programs()
-        fuzz_images(args.images, Path(folder), tally, args.seed)
-        fuzz_files(args.files, Path(folder), tally, args.seed)
+    logging.disable(logging.WARNING)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            tally.watch_programs()
+            fuzz_images(args.images, Path(folder), tally, args.seed)
+            fuzz_files(args.files, Path(folder), tally, args.seed)
+    finally:
+        logging.disable(logging.NOTSET)
     for text in tally.unhandled[:10]:
         print(text, file=sys.stderr)
     summary = {
