@@ -93,7 +93,7 @@ def test_workdir_holds_what_the_readme_says(finished):
     assert pictures == ["curves.png", "detections_0.jpg", "detections_1.jpg", "positives_0.jpg"]
     assert isinstance(json.loads((workdir / "detections.json").read_text()), list)
     report = (workdir / "report.html").read_text()
-    assert "<td>evaluated</td><td>step 6</td>" in report and result["ended"] in report
+    assert "<td>evaluated</td><td>step 6, split val" in report and result["ended"] in report
 
 
 def test_eval_mode_gives_the_same_numbers(finished):
