@@ -27,7 +27,7 @@ examples:
   atss train photos --optim.num_epochs=50   with a field of the recipe
   atss train --config=quickstart            a recipe that brings its own data
   atss eval workdirs/photos                 AP of the newest checkpoint
-  atss predict workdirs/photos new/*.jpg    draw and list detections
+  atss predict workdirs/photos new          draw and list detections in a folder
   atss export workdirs/photos               one file that runs without this package
   atss report workdirs/photos               one HTML page about the run
   atss check photos                         what is in the data, and what is odd
@@ -152,8 +152,12 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
     if mode.arguments[:1] != ("workdir",):
         parser.add_argument("--config", help="recipe: a name, or a path; see docs/recipes.md")
         parser.add_argument("--workdir", help="folder of the run; default: workdirs/NAME")
+    if command in ("eval", "predict", "export"):
+        parser.add_argument("--checkpoint", help="last (the default), best (by AP) or a step")
     given, rest = parser.parse_known_args(list(arguments))
     flags = [f"--mode={mode.name}", *map(_with_group, rest)]
+    if getattr(given, "checkpoint", None) is not None:
+        flags.append(f"--checkpoint={given.checkpoint}")
     folder = getattr(given, "folder", None)
     config = getattr(given, "config", None)
     workdir = given.workdir if hasattr(given, "workdir") else None

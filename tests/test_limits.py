@@ -107,7 +107,7 @@ def test_closing_table(tmp_path):
     assert "run.patience: why; ended at step 6" in text
     assert "best AP 0.500 at step 3; the table is of step 6" in text
     assert "6 steps in 0:01:01, 1:01:40 in all" in text
-    assert "  atss predict workdirs/x IMAGES --checkpoint=best" in text
+    assert "  atss predict workdirs/x IMAGE_OR_FOLDER --checkpoint=best" in text
     assert max(map(len, text.splitlines())) <= 80
 
 

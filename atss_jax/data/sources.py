@@ -1,6 +1,7 @@
 """From the recipe's fields to a data set: the one place that knows every source."""
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import logging
@@ -12,7 +13,7 @@ from atss_jax.data.config import DataConfig
 from atss_jax.data.content import make_dataset, take_share
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.data.index import load_indexed
-from atss_jax.data.layouts import SplitSource, find_layout
+from atss_jax.data.layouts import ALL, SplitSource, find_layout
 from atss_jax.errors import UserError
 
 
@@ -58,6 +59,23 @@ def load_split(
     from atss_jax.data import tfds_builders  # slow to import: only where it is used
 
     return tfds_builders.load_tfds(config.name, where.split, config.data_dir, config)
+
+
+def without_root(config: DataConfig) -> DataConfig:
+    """The four paths that a root in COCO format stands for, where they are not given themselves.
+
+    Another layout leaves them empty.
+
+    Args:
+      config: group "data" with a root.
+    """
+    layout = find_layout(config.root, config.val_fraction)
+    paths = {}
+    for split, source in (("train", layout.train), ("val", layout.val)):
+        if source.kind == "coco" and source.share == ALL:
+            paths |= {f"{split}_annotations": source.annotations, f"{split}_images": source.images}
+    missing = {name: path for name, path in paths.items() if not getattr(config, name)}
+    return dataclasses.replace(config, root="", source="coco_json", **missing)
 
 
 @functools.cache

@@ -36,8 +36,9 @@ class ModelConfig(ConfigGroup, name="model"):
     dcn_stages: tuple[Literal[2, 3, 4, 5], ...] = ()
     """ResNets: backbone stages whose 3x3 convolutions are deformable."""
     init_from: str = "data/weights/R-50.safetensors"
-    """Weights to start from: a file (safetensors, npz; backbone or detector) or a name of the
-    Hugging Face Hub (`timm/resnet50.tv_in1k`, `hf://owner/name@revision/file`); "" for random."""
+    """Weights to start from: the workdir of a run, a file (safetensors, npz; backbone or detector)
+    or a name of the Hugging Face Hub (`timm/resnet50.tv_in1k`, `hf://owner/name@revision/file`); ""
+    for random."""
     fpn_channels: Annotated[int, Range(1)] = 256
     """Width of P3 to P7 and of the head."""
     p6_from: Literal["p5", "c5"] = "p5"

@@ -182,7 +182,8 @@ def main(arguments: Sequence[str]) -> int:
     lines = report(dataset, args)
     if args.root and args.split == "train":
         args.split = "val"
-        lines += ["train and val:", *(f"  {line}" for line in compare(dataset, load(args)))]
+        both = compare(dataset, load(args)) or ["no file in both, the same classes"]
+        lines += ["train and val:", *(f"  {line}" for line in both)]
     print("\n".join(lines))
     for finding in dataset.health.bad_examples[:20]:
         print(f"bad: {finding.message}")

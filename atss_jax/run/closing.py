@@ -101,7 +101,7 @@ def closing_text(
         [
             *lines,
             "next:",
-            f"  atss predict {workdir} IMAGES{which}",
+            f"  atss predict {workdir} IMAGE_OR_FOLDER{which}",
             f"  atss report {workdir}",
             f"  atss export {workdir}{which}",
         ]

@@ -138,7 +138,8 @@ def fit_to_time(
         raise UserError(
             f"config.run.max_minutes={config.run.max_minutes:g}: not one step fits. Until now the "
             f"run took {limits.seconds:.0f} s, a step takes {seconds:.3g} s and an evaluation "
-            f"{limits.evaluation_seconds:.3g} s. Give more minutes, or smaller images."
+            f"{limits.evaluation_seconds:.3g} s; reading and compiling count. Give more minutes, "
+            "or smaller images."
         )
     line = (
         f"run.max_minutes={config.run.max_minutes:g}: {seconds:.3g} s per step, "

@@ -28,6 +28,7 @@ from atss_jax.run import (
     report_pictures,
     report_sections,
 )
+from atss_jax.run.recipe import Recipe
 from atss_jax.run.scenes import gather_scenes
 from atss_jax.runtime.metric_writer import read_rows
 
@@ -119,7 +120,15 @@ def make_report(folder: Path) -> str:
         report_pictures.false_positives(dataset, shown, verdicts, names),
         "<h2>Largest missed objects</h2>",
         report_pictures.missed_objects(dataset, shown, verdicts, names),
-        "<h2>Assignment on training images</h2>", report_assignment.assignment_table(recipe),
+        "<h2>Assignment on training images</h2>", _assignment(recipe),
         "<h2>Training</h2>", report_sections.charts(line_charts.run_charts(rows)),
     ]  # fmt: skip
     return page(title, parts)
+
+
+def _assignment(recipe: Recipe) -> str:
+    """The table, or why there is none: the training images may be elsewhere."""
+    try:
+        return report_assignment.assignment_table(recipe)
+    except UserError as error:
+        return f"<p class=note>The training images are not at hand: {html.escape(str(error))}</p>"

@@ -18,6 +18,10 @@ from atss_jax.runtime.compiled import Cost, peak_flops
 from atss_jax.runtime.metric_writer import MetricWriter, Progress
 from atss_jax.training.train_step import StepMetrics, TrainState
 
+MAX_AHEAD = 2
+"""Steps that the host gives to the devices before the last one is done: enough to keep them busy,
+and so few that a stop need not wait for many."""
+
 
 class NonFiniteError(RuntimeError):
     """Too many steps in a row had a non-finite loss or gradient."""
@@ -93,6 +97,8 @@ class StepLog:
           flops: of this step's program, on one device.
         """
         self._pending.append((step + 1, metrics, records))
+        if len(self._pending) > MAX_AHEAD:
+            jax.block_until_ready(self._pending[-1 - MAX_AHEAD][1])
         self._waited += waited
         self._flops += flops
         limit = min(self._config.run.log_every, self._config.run.max_bad_steps)

@@ -4,7 +4,9 @@ From there on: restore the newest checkpoint, and run the loop.
 """
 
 import contextlib
+import dataclasses
 import json
+import sys
 import time
 from typing import Any
 
@@ -146,6 +148,8 @@ def _in_numbers(
     if (workdir / "config.json").exists():
         old = workdir_files.read_config(workdir)
         config = recipe_changes.with_chosen(config, old, training=True)
+        if workdir_files.has_checkpoints(workdir):
+            config = _with_first_weights(config, old, workdir)
         if config.run.max_minutes and old.run.max_minutes and jax.process_index() == 0:
             length = f"{old.optim.num_steps} steps" if old.optim.num_steps else "the whole length"
             screen.show(f"run.max_minutes: {length}, as chosen when the run began")
@@ -161,6 +165,18 @@ def _in_numbers(
     if jax.process_index() == 0:
         screen.show("\n".join(lines))
     return config, train_set, val_set
+
+
+def _with_first_weights(config: Recipe, old: Recipe, workdir: epath.Path) -> Recipe:
+    """The recipe with the weights that the run did start from; says so where others are given."""
+    first, given = old.model.init_from, config.model.init_from
+    if given != first and jax.process_index() == 0:
+        print(
+            f"config.model.init_from={given!r} is not read: {workdir} has started, from "
+            f"{first or 'random weights'}. To start from other weights, give another --workdir.",
+            file=sys.stderr,
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, init_from=first))
 
 
 def _run_in(

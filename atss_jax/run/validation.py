@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from atss_jax.data import images, loader
+from atss_jax.data import images, loader, sources
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.evaluation import passes
 from atss_jax.evaluation.coco_metrics import METRICS, known_or_none
@@ -149,7 +149,7 @@ def evaluate_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "las
     changed = {change.name for change in workdir_files.open_workdir(config, workdir)}
     if config.data.root and changed & {"data.val_annotations", "data.val_images"}:
         # the files that are named now, not the split that was found below the folder
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, root=""))
+        config = dataclasses.replace(config, data=sources.without_root(config.data))
     mesh = build.make_mesh(config)
     dataset = build.load_dataset(config, "val")
     trained = classes.read_classes(workdir)
