@@ -20,7 +20,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from atss_jax.errors import UserError
-from atss_jax.run import given_paths, recipe_files, recipe_io
+from atss_jax.run import given_paths, recipe_changes, recipe_files, recipe_io
 
 MODES = ("train", "eval", "train_and_eval", "predict", "export", "describe", "selftest")
 READING_MODES = ("eval", "predict", "export")
@@ -171,7 +171,10 @@ def _find_config(name: str | None, arguments: Sequence[str]) -> ConfigDict | Non
     given_paths.check_workdir(workdir or "")
     path = epath.Path(workdir or "") / "config.json"
     if workdir and path.exists():
-        return ConfigDict(recipe_io.recipe_to_dict(recipe_io.read_recipe(path))).lock()
+        recipe = recipe_io.read_recipe(path)
+        if split_flag(arguments, "mode")[0] in READING_MODES:
+            recipe = recipe_changes.for_one_process(recipe)
+        return ConfigDict(recipe_io.recipe_to_dict(recipe)).lock()
     if any(re.match(r"--?(no)?config\.", argument) for argument in arguments):
         raise UserError(_no_config_message(workdir))
     return None

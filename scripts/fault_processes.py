@@ -67,15 +67,22 @@ def two_runs() -> None:
 
 
 @contextlib.contextmanager
-def moved_data(change: Callable[[dict[str, Any]], None]) -> Generator[list[str], None, None]:
-    """Flags of a copy of the data, with a changed label file."""
+def copy_of_data(change: Callable[[dict[str, Any]], None]) -> Generator[Path, None, None]:
+    """A folder "data" elsewhere with a changed label file."""
     here = ground()
     with tempfile.TemporaryDirectory(dir=here.folder) as name:
-        folder = Path(name) / "moved"
+        folder = Path(name) / "data"
         shutil.copytree(here.data, folder, ignore=shutil.ignore_patterns("cache"))
         labels = json.loads((folder / "train.json").read_text())
         change(labels)
         (folder / "train.json").write_text(json.dumps(labels))
+        yield folder
+
+
+@contextlib.contextmanager
+def moved_data(change: Callable[[dict[str, Any]], None]) -> Generator[list[str], None, None]:
+    """Flags of a copy of the data, with a changed label file."""
+    with copy_of_data(change) as folder:
         yield [
             f"--config.data.train_annotations={folder / 'train.json'}",
             f"--config.data.train_images={folder / 'train'}",
@@ -254,13 +261,8 @@ def two_with_own_data(
     here = ground()
     flags = [flag.replace(str(here.data), "data") for flag in here.flags]
     flags[flags.index("--config=configs/quickstart.py")] = "--config=quickstart"
-    with tempfile.TemporaryDirectory(dir=here.folder) as name:
-        folder = Path(name) / "data"
-        shutil.copytree(here.data, folder, ignore=shutil.ignore_patterns("cache"))
-        labels = json.loads((folder / "train.json").read_text())
-        change(labels)
-        (folder / "train.json").write_text(json.dumps(labels))
-        places = [here.folder, Path(name)]
+    with copy_of_data(change) as folder:
+        places = [here.folder, folder.parent]
         run = Run(here.new(), flags, here.log, mode="train", processes=2, places=places)
         yield run, folder / "train"
 

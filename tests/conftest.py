@@ -53,6 +53,30 @@ def programs_of_one_file():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The tiny set of a dozen drawn images, with six to validate; see tests/tiny.py."""
+    from tests import tiny  # imports the package: only under the hook
+
+    path = tmp_path_factory.mktemp("coco")
+    tiny.make_coco(path)
+    tiny.make_coco(path, 6, "val")
+    return path
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Runs of this process use one of the simulated devices: they compile several times faster."""
+    from atss_jax.runtime import parallel
+
+    with pytest.MonkeyPatch.context() as patch:
+        mesh = jax.make_mesh(
+            (1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1]
+        )
+        patch.setattr(parallel, "make_mesh", lambda: mesh)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of the larger test data beside the checkout; its tests skip where it is absent."""

@@ -1,17 +1,14 @@
 """Recipes after the paper: what each name changes; each trains, evaluates and exports, small."""
 
-import jax
 import numpy as np
 import pytest
 from etils import epath
-from jax.sharding import AxisType
 
 from atss_jax.configs import beyond
 from atss_jax.errors import UserError
 from atss_jax.run import export, recipe_io, train
 from atss_jax.run.detector import Detector
 from atss_jax.run.recipe import Recipe
-from atss_jax.runtime import parallel
 from atss_jax.runtime.metric_writer import read_rows
 from tests import tiny
 
@@ -88,20 +85,6 @@ def tiny_version(name: str, folder, **more: object) -> Recipe:
     fields = {k: v for k, v in changes(beyond.recipe(name)).items() if not k.startswith("data.")}
     fields = {**fields, **small, **more}
     return tiny.make_config(folder, **{k.replace(".", "__"): v for k, v in fields.items()})
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("coco")
-    tiny.make_coco(path)
-    tiny.make_coco(path, 6, "val")
-    return path
-
-
-@pytest.fixture
-def one_device(monkeypatch):
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-    monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
 
 
 @pytest.mark.slow

@@ -4,15 +4,12 @@ import dataclasses
 import json
 import time
 
-import jax
 import numpy as np
 import pytest
 from etils import epath
-from jax.sharding import AxisType
 
 from atss_jax.errors import UserError
 from atss_jax.run import build, closing, limits, train, workdir_files
-from atss_jax.runtime import parallel
 from atss_jax.runtime.config import RunConfig
 from tests import tiny
 
@@ -116,20 +113,6 @@ def test_of_many_classes_the_worst_are_shown():
     lines = closing.table([closing.ClassRow("all", 9, 50, 0.2, 0.4), *rows]).splitlines()
     assert "20 of 50 classes" in lines[0] and len(lines) == 23
     assert "0.190" in lines[-1] and max(map(len, lines)) <= 80
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("coco")
-    tiny.make_coco(path)
-    tiny.make_coco(path, 6, "val")
-    return path
-
-
-@pytest.fixture
-def one_device(monkeypatch):
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
-    monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from atss_jax.configs import quickstart
 from atss_jax.errors import UserError
 from atss_jax.run import preflight, step_log, stop_signal, training_loop, workdir_files
 from atss_jax.run.recipe_io import recipe_from_mapping
-from atss_jax.runtime import compiled, metric_writer
+from atss_jax.runtime import compiled, metric_writer, screen
 from atss_jax.training.train_step import StepMetrics, TrainState
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -149,7 +149,7 @@ def test_progress_outlives_a_reader_that_is_gone(monkeypatch):
     os.close(read)
     with os.fdopen(write, "w") as nobody:
         monkeypatch.setattr(sys, "stderr", nobody)
-        metric_writer.say("step 1")
+        screen.say("step 1")
         monkeypatch.undo()
         with pytest.raises(BrokenPipeError):
             nobody.flush()

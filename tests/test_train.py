@@ -15,18 +15,17 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from jax.sharding import AxisType
 
 import tiny_run
 from atss_jax.run import step_log, stop_signal, train, training_loop, validation
-from atss_jax.runtime import checkpoint_record, parallel
+from atss_jax.runtime import checkpoint_record
 from atss_jax.runtime.metric_writer import read_rows
 from tests import tiny
 from tests.conftest import with_devices
 
 ROOT = Path(__file__).resolve().parents[1]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 MANY = [
     "--config.optim.num_steps=100000",
@@ -37,25 +36,6 @@ MANY = [
 
 CHEAP = ["--config.model.backbone_norm=frozen_bn", "--config.model.frozen_stages=5"]
 """No backward pass of the backbone: for tests of what happens around the step."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("coco")
-    tiny.make_coco(path)
-    tiny.make_coco(path, 6, "val")
-    return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """In this process, runs use one of the simulated devices: they compile several times faster."""
-    with pytest.MonkeyPatch.context() as patch:
-        mesh = jax.make_mesh(
-            (1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
-        )
-        patch.setattr(parallel, "make_mesh", lambda: mesh)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -21,14 +21,6 @@ pytestmark = pytest.mark.slow
 NUM_STEPS = 10
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("coco")
-    tiny.make_coco(path)
-    tiny.make_coco(path, 6, "val")
-    return path
-
-
 def mesh_of(count):
     return jax.make_mesh(
         (count,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:count]

@@ -8,30 +8,18 @@ import shutil
 import zipfile
 from pathlib import Path
 
-import jax
 import pytest
 from absl import flags
-from jax.sharding import AxisType
 
+import tiny_run
 from atss_jax import main
 from atss_jax.run import report
 from atss_jax.run.detector import Detector
-from atss_jax.runtime import parallel
 from atss_jax.runtime.metric_writer import read_rows
 from tests import tiny
+from tests.conftest import with_devices
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """Runs use one of the simulated devices: they compile several times faster."""
-    with pytest.MonkeyPatch.context() as patch:
-        mesh = jax.make_mesh(
-            (1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1]
-        )
-        patch.setattr(parallel, "make_mesh", lambda: mesh)
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_device")]
 
 
 def command(*arguments) -> int:
@@ -285,3 +273,27 @@ def test_fine_tune_from_the_folder_onto_other_classes(run, data, tmp_path, capsy
     printed = capsys.readouterr().err
     assert re.search(rf"classes taken by name: .*{names[0]}", printed)
     assert "start values: new" in printed and f"left out: {names[1]}" in printed
+
+
+def test_two_processes_resume_and_evaluate_and_one_evaluates_their_run(tmp_path, monkeypatch):
+    """Nothing may ask for devices before the processes have joined, also where a workdir exists."""
+    monkeypatch.setenv("XLA_FLAGS", with_devices(1)["XLA_FLAGS"])
+    flags = tiny_run.make_data(tmp_path / "data")
+    log, workdir = tmp_path / "log.txt", tmp_path / "run"
+
+    def start(mode, *more, processes=2):
+        run = tiny_run.Run(workdir, [*flags, *more], log, mode=mode, processes=processes)
+        codes = run.wait(280)
+        assert set(codes) == {0}, run.text()[-3000:]
+
+    start("train", "--config.run.max_minutes=30")
+    start("train", "--config.run.max_minutes=30", "--config.model.init_from=hf://no/such@1/file")
+    assert "as chosen when the run began" in log.read_text()
+    assert "is not read" in log.read_text()
+    start("eval")
+    result = workdir / "eval" / "val-6-none" / "result.json"
+    by_two = json.loads(result.read_text())["metrics"]
+    result.unlink()
+    flags.clear()  # the folder alone: how many processes there were is not of the run
+    start("eval", processes=1)
+    assert json.loads(result.read_text())["metrics"] == by_two

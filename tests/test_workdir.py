@@ -8,11 +8,12 @@ import pytest
 from etils import epath
 
 from atss_jax.configs import quickstart
-from atss_jax.errors import UserError
+from atss_jax.errors import MissingFileError, UserError
 from atss_jax.run import (
     build,
     classes,
     evaluation_folder,
+    given_paths,
     recipe_changes,
     recipe_io,
     train_data,
@@ -220,3 +221,12 @@ def test_what_the_run_chose_stands_where_a_command_says_auto():
     assert (data.buckets, data.short_side) == (BASE.data.buckets, BASE.data.short_side)
     own = changed(chosen, data__buckets=((96, 96),))
     assert recipe_changes.with_chosen(own, chosen) == own
+
+
+def test_weights_are_looked_for_at_the_first_start_only(tmp_path):
+    """A resumed run reads its checkpoint, also where the weight file is not."""
+    config = changed(BASE, model__init_from=str(tmp_path / "gone.npz"))
+    with pytest.raises(MissingFileError, match="no such file"):
+        given_paths.check(config, "train", str(tmp_path / "run"))
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    given_paths.check(config, "train", str(tmp_path / "run"))

@@ -105,11 +105,12 @@ def eval_batches(
     )
 
 
-def make_mesh(config: Recipe) -> Mesh:
-    """Joins the job's processes and spans the mesh over all devices.
+def join(config: Recipe) -> None:
+    """Joins the job's processes, once; comes before anything that asks for devices or their number.
 
     Raises:
-      ValueError: a batch does not divide over the devices.
+      UserError: the address is not complete.
+      RuntimeError: the processes did not meet.
     """
     run = config.run
     parallel.initialize(
@@ -119,8 +120,17 @@ def make_mesh(config: Recipe) -> Mesh:
         process_id=run.process_id,
         timeout=run.init_timeout,
     )
+
+
+def make_mesh(config: Recipe) -> Mesh:
+    """The mesh over all devices of the job, whose processes must have the same recipe and software.
+
+    Raises:
+      ValueError: the batch of an evaluation does not divide over the devices.
+    """
+    join(config)
     if jax.process_count() > 1:
-        common = dataclasses.replace(config, run=dataclasses.replace(run, process_id=0))
+        common = dataclasses.replace(config, run=dataclasses.replace(config.run, process_id=0))
         peers.check_same(
             {
                 "the configuration": recipe_io.recipe_to_json(common),
@@ -128,6 +138,5 @@ def make_mesh(config: Recipe) -> Mesh:
             }
         )
     mesh = parallel.make_mesh()
-    parallel.check_batch(config.data.global_batch, mesh, accumulate=config.optim.accumulate)
     parallel.check_batch(config.eval.batch_size, mesh)
     return mesh

@@ -28,7 +28,8 @@ def check(recipe: Recipe, mode: str, workdir: str) -> None:
     check_workdir(workdir)
     if mode.startswith("train"):
         _check_data(recipe.data, with_val=mode == "train_and_eval")
-        _check_weights(recipe.model.init_from)
+        if not os.path.isdir(os.path.join(workdir, "checkpoints")):  # a resumed run reads none
+            _check_weights(recipe.model.init_from)
     if mode == "predict":
         _check_input(recipe.predict.input)
 

@@ -22,8 +22,8 @@ from atss_jax.run import (
     workdir_files,
 )
 from atss_jax.run.recipe import Recipe
-from atss_jax.runtime import peers, xla_flags
-from atss_jax.runtime.metric_writer import configure_logging, say
+from atss_jax.runtime import peers, screen, xla_flags
+from atss_jax.runtime.metric_writer import configure_logging
 
 CLEAN_END_SECONDS = 8.0
 """Processes that were told to stop wait so long for each other."""
@@ -51,7 +51,7 @@ def run(mode: str, config: Recipe, workdir: str, checkpoint: str = "last") -> in
             raise
         stop = stop_signal.of_process()
         if stop is not None and stop.received and peers.is_of_runtime(error):
-            say("another process was stopped first")
+            screen.say("another process was stopped first")
             stop.leave(stop_signal.PREEMPTED_EXIT_CODE)
         code = 1
         if isinstance(error, UserError):
@@ -84,10 +84,10 @@ def _run(mode: str, config: Recipe, folder: epath.Path, checkpoint: str) -> int:
         try:
             train.train(config, folder, with_evaluation=mode == "train_and_eval")
         except train.Preempted as stop:
-            say(str(stop))
+            screen.say(str(stop))
             return _leave_after(stop_signal.PREEMPTED_EXIT_CODE)
         except step_log.NonFiniteError as error:
-            say(f"error: {error}")
+            screen.say(f"error: {error}")
             return 1
         return 0
     readers = {

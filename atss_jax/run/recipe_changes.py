@@ -45,6 +45,16 @@ COMPUTED_OTHERWISE = ("model.dtype", "model.remat", "model.init_from")
 """Fields of the network that do not change which parameters it has."""
 
 
+OF_A_START = (
+    "run.distributed",
+    "run.coordinator",
+    "run.num_processes",
+    "run.process_id",
+    "run.init_timeout",
+)
+"""Fields that say which processes there are: of one start, not of the run."""
+
+
 DERIVED = ("data.short_side", "data.max_long_side", "data.buckets")
 """Fields that follow from `data.image_size`."""
 
@@ -106,6 +116,12 @@ def _is_locked_elsewhere(change: Change, old: Recipe) -> bool:
         return change.name not in COMPUTED_OTHERWISE
     # the sizes that follow from an image size are chosen in training
     return change.name in NORMALIZATION or change.name == "data.image_size"
+
+
+def for_one_process(recipe: Recipe) -> Recipe:
+    """A run's recipe as one process reads it, wherever and by how many it was trained."""
+    fields = {name.split(".")[1]: _of(Recipe(), name) for name in OF_A_START}
+    return dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, **fields))
 
 
 def is_left_open(config: Recipe) -> bool:

@@ -78,12 +78,13 @@ def _train(
     limits = Limits(config.run, time.monotonic())
     checkpoint_record.check_folder_name(workdir)
     preflight.check_sinks(config)
-    config, train_set, val_set = _in_numbers(config, workdir, with_evaluation)
-    setup = set_up(config, train_set)
+    build.join(config)
     if jax.process_count() > 1:
         stop.follow_job()
         stop.at_leaving(peers.announce_stop)
         peers.watch()
+    config, train_set, val_set = _in_numbers(config, workdir, with_evaluation)
+    setup = set_up(config, train_set)
     workdir_lock.refuse_if_held(workdir)
     stop.check()
     names, ids = setup.train_set.class_names, setup.train_set.category_ids
@@ -158,7 +159,6 @@ def _in_numbers(
             return config, None, None
     if not auto_fields.is_automatic(config):
         return config, None, None
-    build.make_mesh(config)  # joins the job: the devices count
     train_set = build.load_dataset(config, "train")
     val_set = build.load_dataset(config, "val") if with_evaluation else None
     config, lines = auto_fields.resolve(config, train_set, val_set)
@@ -171,10 +171,10 @@ def _with_first_weights(config: Recipe, old: Recipe, workdir: epath.Path) -> Rec
     """The recipe with the weights that the run did start from; says so where others are given."""
     first, given = old.model.init_from, config.model.init_from
     if given != first and jax.process_index() == 0:
-        print(
+        screen.show(
             f"config.model.init_from={given!r} is not read: {workdir} has started, from "
             f"{first or 'random weights'}. To start from other weights, give another --workdir.",
-            file=sys.stderr,
+            sys.stderr,
         )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, init_from=first))
 

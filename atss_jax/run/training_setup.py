@@ -43,6 +43,7 @@ def set_up(config: Recipe, train_set: DetectionDataset | None = None) -> Setup:
       train_set: the training set where it is read already.
     """
     mesh = build.make_mesh(config)
+    parallel.check_batch(config.data.global_batch, mesh, accumulate=config.optim.accumulate)
     if train_set is None:
         train_set = build.load_dataset(config, "train")
     plan = build.make_plan(config, train_set)

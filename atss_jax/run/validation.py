@@ -146,6 +146,7 @@ def evaluate_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "las
     Raises:
       UserError: no run there, no such checkpoint, or data with other classes.
     """
+    build.join(config)
     changed = {change.name for change in workdir_files.open_workdir(config, workdir)}
     if config.data.root and changed & {"data.val_annotations", "data.val_images"}:
         # the files that are named now, not the split that was found below the folder

@@ -121,15 +121,18 @@ def check_workdir(
 def open_workdir(config: Recipe, workdir: epath.Path) -> list[recipe_changes.Change]:
     """Checks a recipe for a mode that reads a run; prints and returns what differs from the run's.
 
-    What to predict and where to write it is no difference: it is given anew each time.
+    What to predict, where to write it and by how many processes is no difference: it is given anew
+    each time.
 
     Raises:
       UserError: as `check_workdir`.
     """
     changes = check_workdir(config, workdir, training=False)
     if jax.process_index() == 0:
-        for change in (c for c in changes if not c.name.startswith(("predict.", "export."))):
-            screen.show(f"other than in {workdir}: {change}", sys.stderr)
+        for change in changes:
+            is_given_anew = change.name.startswith(("predict.", "export."))
+            if not is_given_anew and change.name not in recipe_changes.OF_A_START:
+                screen.show(f"other than in {workdir}: {change}", sys.stderr)
     return changes
 
 

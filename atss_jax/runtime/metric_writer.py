@@ -5,7 +5,6 @@ for an interrupted and an uninterrupted run. What depends on the machine (times,
 `timing.jsonl`.
 """
 
-import contextlib
 import importlib.util
 import json
 import logging
@@ -265,22 +264,16 @@ class Progress:
         """Prints a line that stays."""
         if self._active:
             text = screen.wrapped(text, screen.width_of(sys.stderr))
-            say(("\r\033[K" if self._terminal else "") + text)
+            screen.say(("\r\033[K" if self._terminal else "") + text)
 
     def _print(self, text: str) -> None:
         if not self._active:
             return
         if self._terminal:  # cut: a second row would stay on the screen
             text = text[: (screen.width_of(sys.stderr) or len(text) + 1) - 1]
-            say("\r\033[K" + text, end="")
+            screen.say("\r\033[K" + text, end="")
         else:
-            say(text)
-
-
-def say(text: str, *, end: str = "\n") -> None:
-    """Prints on stderr; a terminal or a pipe that was closed must not end a run."""
-    with contextlib.suppress(OSError):
-        print(text, end=end, file=sys.stderr, flush=True)
+            screen.say(text)
 
 
 def _clock(seconds: float) -> str:

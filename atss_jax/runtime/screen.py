@@ -1,5 +1,6 @@
 """Lines for people: wrapped at the width of a terminal, left alone in files and pipes."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -49,6 +50,12 @@ def show(text: str, stream: Any = None) -> None:
     """
     output = stream or sys.stdout
     print(wrapped(text, width_of(output)), file=output, flush=True)
+
+
+def say(text: str, *, end: str = "\n") -> None:
+    """Prints on stderr; a terminal or a pipe that was closed must not end a run."""
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 class LineFormatter(logging.Formatter):
