@@ -99,7 +99,8 @@ def postprocess(
       max_detections: D.
       score: "sqrt" of probability x centerness, their "product", or "cls", the probability alone
         (then the ranking is by it, too). A head without centerness has "cls" only.
-      nms: one of `EvalConfig.nms`.
+      nms: "hard" drops boxes; the soft ones lower their final score instead, see
+        `geometry.nms.class_wise_soft_nms`.
       soft_nms_sigma: of "soft_gaussian".
       soft_nms_min_score: soft NMS drops boxes whose lowered final score is less than this.
 

@@ -38,7 +38,7 @@ class Backbone(nn.Module):
           masks: own cells of the maps inside, None for all.
           train: batch norm uses batch statistics.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say how images become maps")
 
     @staticmethod
     def stage_of(path: tuple[str, ...]) -> int:
