@@ -14,11 +14,11 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import atss_jax
 from atss_jax.errors import UserError
-from atss_jax.run import stop_signal
+from atss_jax.run import mode_table, stop_signal
 from atss_jax.run.recipe_io import default_workdir
 
 EXAMPLES = """\
@@ -38,23 +38,8 @@ train, eval, predict, export and describe as --group.field=value; `atss config` 
 """
 
 
-class Mode(NamedTuple):
-    """A command that is a mode of `atss_jax.main`."""
-
-    name: str
-    help: str
-    arguments: tuple[str, ...]
-    """Positional ones, in order; a "?" at the end of a name makes it optional."""
-
-
-MODES = {
-    "train": Mode("train_and_eval", "train on a folder, or on a recipe's data", ("folder?",)),
-    "eval": Mode("eval", "average precision of a run's checkpoint", ("workdir",)),
-    "predict": Mode("predict", "detections in images or videos", ("workdir", "input")),
-    "export": Mode("export", "a file that runs without this package", ("workdir",)),
-    "describe": Mode("describe", "parameters, sizes and memory before training", ("folder?",)),
-    "selftest": Mode("selftest", "check the numbers of this machine", ()),
-}
+MODES = {mode.command: name for name, mode in mode_table.MODES.items() if mode.command}
+"""Command -> the mode of `atss_jax.main` that it is."""
 
 TOOLS = {
     "report": ("atss_jax.run.report", "one HTML page about a run"),
@@ -121,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"atss_jax {atss_jax.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, mode in MODES.items():
-        commands.add_parser(name, help=mode.help)
+        commands.add_parser(name, help=mode_table.MODES[mode].help)
     for name, (_, text) in TOOLS.items():
         commands.add_parser(name, help=text)
     fields = commands.add_parser("config", help="fields of the recipe: default, values, meaning")
@@ -139,7 +124,7 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
     Raises:
       UserError: an argument is missing, or one too many.
     """
-    mode = MODES[command]
+    mode = mode_table.MODES[MODES[command]]
     parser = _Parser(
         prog=f"atss {command}",
         description=mode.help,
@@ -152,10 +137,10 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
     if mode.arguments[:1] != ("workdir",):
         parser.add_argument("--config", help="recipe: a name, or a path; see docs/recipes.md")
         parser.add_argument("--workdir", help="folder of the run; default: workdirs/NAME")
-    if command in ("eval", "predict", "export"):
+    if mode.reads_checkpoint:
         parser.add_argument("--checkpoint", help="last (the default), best (by AP) or a step")
     given, rest = parser.parse_known_args(list(arguments))
-    flags = [f"--mode={mode.name}", *map(_with_group, rest)]
+    flags = [f"--mode={MODES[command]}", *map(_with_group, rest)]
     if getattr(given, "checkpoint", None) is not None:
         flags.append(f"--checkpoint={given.checkpoint}")
     folder = getattr(given, "folder", None)

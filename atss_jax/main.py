@@ -21,15 +21,12 @@ from ml_collections import ConfigDict, config_flags
 
 from atss_jax.errors import UserError
 from atss_jax.run import given_paths, recipe_changes, recipe_files, recipe_io
-
-MODES = ("train", "eval", "train_and_eval", "predict", "export", "describe", "selftest")
-READING_MODES = ("eval", "predict", "export")
-"""Modes that read a checkpoint."""
+from atss_jax.run.mode_table import MODES, READING_MODES
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_MODE = flags.DEFINE_enum("mode", "train_and_eval", MODES, "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train_and_eval", tuple(MODES), "What to do.")
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "last", "What eval, predict and export read: last, best or a step."
+    "checkpoint", "last", f"What {', '.join(READING_MODES)} read: last, best or a step."
 )
 
 
@@ -42,16 +39,15 @@ def main(argv: Sequence[str]) -> None:
     """
     if len(argv) > 1:
         raise UserError(f"unexpected arguments {list(argv[1:])}: flags only, see --help.")
-    if _MODE.value == "selftest":
-        from atss_jax.run.selftest import report
-
-        sys.exit(0 if report.selftest() else 1)
+    mode = MODES[_MODE.value]
+    if not mode.needs_recipe:
+        sys.exit(0 if mode.load()() else 1)
     if "config" not in flags.FLAGS:
         raise UserError(_no_config_message(_WORKDIR.value))
     recipe = recipe_io.recipe_from_mapping(flags.FLAGS.config.to_dict())
-    if not _WORKDIR.value and _MODE.value != "describe":
+    if not _WORKDIR.value and mode.needs_workdir:
         raise UserError("--workdir is missing: the folder of the run.")
-    if flags.FLAGS["checkpoint"].present and _MODE.value not in READING_MODES:
+    if flags.FLAGS["checkpoint"].present and not mode.reads_checkpoint:
         raise UserError(
             f"--checkpoint={_CHECKPOINT.value} with --mode={_MODE.value}: only for "
             f"{', '.join(READING_MODES)}. Training goes on from the newest checkpoint."

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import types
+from collections import OrderedDict
 from pathlib import Path
 
 import jax
@@ -20,7 +21,7 @@ from atss_jax.errors import UserError
 from atss_jax.run import preflight, step_log, stop_signal, training_loop, workdir_files
 from atss_jax.run.recipe_io import recipe_from_mapping
 from atss_jax.runtime import compiled, metric_writer, screen
-from atss_jax.training.train_step import StepMetrics, TrainState
+from atss_jax.training.train_step import TrainState
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -98,7 +99,8 @@ def test_utilization_counts_the_operations_of_the_buckets_that_ran(tmp_path, mon
     log._flops, log._bad_in_a_row = 0.0, 0
     one, good = jnp.float32(1), jnp.bool_(True)
     for step, flops in enumerate([100.0, 100.0, 400.0, 400.0, 400.0, 400.0]):
-        log.add(step, StepMetrics(*[one] * 7, is_finite=good), np.array([0]), 0.0, flops)
+        metrics = OrderedDict(loss=one, learning_rate=one, num_positives=one, is_finite=good)
+        log.add(step, metrics, np.array([0]), 0.0, flops)
     writer.close()
     rows = metric_writer.read_rows(tmp_path / "timing.jsonl")
     assert [row["mfu"] for row in rows] == [0.3, 0.6]

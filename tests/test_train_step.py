@@ -120,7 +120,7 @@ def infinite_scale_boxes(batch):
 def test_bad_boxes_never_reach_the_parameters(run, corrupt):
     metrics, state = run(1, corrupt=corrupt, steps=3)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
-    assert metrics[2].is_finite and np.isfinite(metrics[2].loss)
+    assert metrics[2]["is_finite"] and np.isfinite(metrics[2]["loss"])
 
 
 def test_nan_weights_skip_the_update_and_keep_everything(folder):
@@ -133,13 +133,13 @@ def test_nan_weights_skip_the_update_and_keep_everything(folder):
     ones = jax.tree.map(jnp.ones_like, state.params)
     update = jax.jit(functools.partial(train_step.update_state, parts.settings))
     new, metrics = update(state, ones, metrics_like, state.batch_stats)
-    assert not metrics.is_finite and int(new.step) == 1
+    assert not metrics["is_finite"] and int(new.step) == 1
     for a, b in zip(jax.tree.leaves(new[1:]), jax.tree.leaves(state[1:]), strict=True):
         np.testing.assert_array_equal(a, b)
     bad = jax.tree.map(lambda g: g.at[(0,) * g.ndim].set(jnp.inf), ones)
     fine = metrics_like._replace(total=jnp.array(1.0))
     new, metrics = update(state, bad, fine, state.batch_stats)
-    assert not metrics.is_finite
+    assert not metrics["is_finite"]
     for a, b in zip(jax.tree.leaves(new.params), jax.tree.leaves(state.params), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -161,7 +161,7 @@ def test_a_skipped_step_does_not_shift_the_schedule(folder):
     for gradients in ({"w": jnp.full(3, jnp.nan)}, ones):
         before = state.params["w"]
         state, metrics = train_step.update_state(settings, state, gradients, losses, {})
-    np.testing.assert_allclose(metrics.learning_rate, 0.2)
+    np.testing.assert_allclose(metrics["learning_rate"], 0.2)
     decay = config.optim.weight_decay * before
     np.testing.assert_allclose(before - state.params["w"], 0.2 * (1 + decay), rtol=1e-6)
 
@@ -229,7 +229,7 @@ def test_atss_assigns_until_the_warm_up_is_over(run):
     aligned, _ = run(1, steps=1, **TASK_ALIGNED)
     metrics, _ = run(1, steps=2, **TASK_ALIGNED, assigner__warmup_steps=1)
     assert metrics[0].num_positives == static[0].num_positives != aligned[0].num_positives
-    np.testing.assert_allclose(metrics[0].loss, static[0].loss, rtol=1e-6)
+    np.testing.assert_allclose(metrics[0]["loss"], static[0]["loss"], rtol=1e-6)
     assert metrics[1].num_positives not in (0, static[1].num_positives)
     parts, _ = run(1, steps=2, **TASK_ALIGNED, assigner__warmup_steps=1, optim__accumulate=2)
     for one, other in zip(metrics, parts, strict=True):

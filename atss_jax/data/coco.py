@@ -8,9 +8,11 @@ from typing import Any
 
 from etils import epath
 
+from atss_jax.data.coco_layout import find as find  # of `formats.Format`
 from atss_jax.data.config import DataConfig
 from atss_jax.data.content import ALL, Content, make_dataset, read_categories, take_share
 from atss_jax.data.dataset import DetectionDataset
+from atss_jax.data.splits import SplitSource
 from atss_jax.errors import MissingFileError, UserError
 
 
@@ -43,7 +45,8 @@ def load_coco(
       FileNotFoundError: no such file or folder.
       ValueError: malformed JSON, bad records, other classes than expected.
     """
-    content = read_content(annotations, images, without_annotations=without_annotations)
+    source = SplitSource("coco", annotations, images)
+    content = read(source, without_annotations=without_annotations)
     if class_names is not None:
         names = read_categories(content.categories, annotations)[1]
         if names != tuple(class_names):
@@ -54,15 +57,22 @@ def load_coco(
     return make_dataset(take_share(content, share), name=name, config=config or DataConfig())
 
 
-def read_content(annotations: str, images: str, *, without_annotations: bool = False) -> Content:
-    """The lists of a JSON file, unchecked; see `load_coco`.
+def read(source: SplitSource, *, without_annotations: bool = False) -> Content:
+    """The lists of a JSON file, unchecked.
+
+    Args:
+      source: the file, and the folder that its file names start from.
+      without_annotations: the file may lack its list of annotations.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: not JSON, or not a detection set.
     """
-    lists = _read_json(annotations, without_annotations)
-    return Content(annotations, images, lists["images"], lists["annotations"], lists["categories"])
+    lists = _read_json(source.annotations, without_annotations)
+    return Content(
+        *(source.annotations, source.images),
+        *(lists["images"], lists["annotations"], lists["categories"]),
+    )
 
 
 def _read_json(path: str, without_annotations: bool) -> dict[str, Any]:

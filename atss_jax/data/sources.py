@@ -1,4 +1,4 @@
-"""From the recipe's fields to a data set: the one place that knows every source."""
+"""From the recipe's fields to a data set."""
 
 import contextlib
 import dataclasses
@@ -8,12 +8,14 @@ import logging
 import os
 from collections.abc import Generator
 
-from atss_jax.data import coco, voc, yolo
+from atss_jax.data import coco
 from atss_jax.data.config import DataConfig
-from atss_jax.data.content import make_dataset, take_share
+from atss_jax.data.content import ALL, make_dataset, take_share
 from atss_jax.data.dataset import DetectionDataset
+from atss_jax.data.formats import load_format
 from atss_jax.data.index import load_indexed
-from atss_jax.data.layouts import ALL, SplitSource, find_layout
+from atss_jax.data.layouts import find_layout
+from atss_jax.data.splits import SplitSource
 from atss_jax.errors import UserError
 
 
@@ -121,14 +123,10 @@ def _collector_off() -> Generator[None, None, None]:
 def _read(
     source: SplitSource, name: str, config: DataConfig, *, without_annotations: bool = False
 ) -> DetectionDataset:
-    if source.kind == "coco":
-        content = coco.read_content(
-            source.annotations, source.images, without_annotations=without_annotations
-        )
-    elif source.kind == "yolo":
-        content = yolo.read_content(source.annotations, source.names)
+    if without_annotations and source.kind == "coco":
+        content = coco.read(source, without_annotations=True)
     else:
-        content = voc.read_content(source.annotations, source.images, source.names)
+        content = load_format(source.kind).read(source)
     part = take_share(content, source.share)
     if content.images and not part.images:
         raise UserError(

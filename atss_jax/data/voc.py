@@ -14,6 +14,7 @@ from typing import NamedTuple
 from atss_jax.data.content import Content
 from atss_jax.data.dataset import Finding
 from atss_jax.data.media import IMAGE_SUFFIXES
+from atss_jax.data.splits import Layout, SplitSource, folders
 from atss_jax.errors import UserError
 
 
@@ -36,17 +37,17 @@ class _Page(NamedTuple):
     errors: list[str]
 
 
-def read_content(annotations: str, images: str, names: str) -> Content:
+def read(source: SplitSource) -> Content:
     """A split of a Pascal VOC set.
 
     Args:
-      annotations: folder of XML files.
-      images: folder of the images.
-      names: file with the name of one image a line; "" for all XML files.
+      source: as `find` gives it: folder of XML files, folder of images, and the file with the name
+        of one image per line, "" for all XML files.
 
     Raises:
       UserError: a list that is empty, or no XML file.
     """
+    annotations, images, names = source.annotations, source.images, source.names
     stems = sorted(p.stem for p in Path(annotations).iterdir() if p.suffix.lower() == ".xml")
     if not stems:
         raise UserError(f"{annotations}: no XML file there.")
@@ -137,3 +138,46 @@ def _read_page(path: Path) -> _Page:
         objects.append(_Object(name, (x1, y1, x2, y2), is_difficult))
     file_name = os.path.basename((root.findtext("filename") or "").strip().replace("\\", "/"))
     return _Page(file_name, size, objects, errors)
+
+
+def find(root: str, val_fraction: float) -> Layout | None:
+    """The set of a folder's XML files and lists.
+
+    Args:
+      root: the folder.
+      val_fraction: share of the images that validate where there are no two lists.
+    """
+    if not os.path.isdir(root):
+        return None
+    there = {entry.name.lower(): entry.path for entry in folders(root)}
+    for split in ("valid", "val", "test"):  # Roboflow's: pictures and XML files side by side
+        train, val = there.get("train"), there.get(split)
+        if train and val and _has_xml(train) and _has_xml(val):
+            return Layout(
+                "Pascal VOC", SplitSource("voc", train, train), SplitSource("voc", val, val)
+            )
+    pages = there.get("annotations", root)
+    if not _has_xml(pages):
+        return None
+    images = there.get("jpegimages") or there.get("images") or pages
+    lists = os.path.join(there.get("imagesets", ""), "Main")
+    names = {n: f"{lists}/{n}.txt" for n in ("train", "trainval", "val", "test")}
+    names = {n: path for n, path in names.items() if os.path.isfile(path)}
+    for first, second in (("train", "val"), ("trainval", "test"), ("train", "test")):
+        if {first, second} <= names.keys():
+            return Layout(
+                "Pascal VOC",
+                SplitSource("voc", pages, images, names[first]),
+                SplitSource("voc", pages, images, names[second]),
+            )
+    one = next(iter(names.values()), "")
+    return Layout(
+        "Pascal VOC",
+        SplitSource("voc", pages, images, one, (val_fraction, 1.0)),
+        SplitSource("voc", pages, images, one, (0.0, val_fraction)),
+    )
+
+
+def _has_xml(folder: str) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith(".xml") for entry in entries)

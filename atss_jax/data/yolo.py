@@ -6,14 +6,16 @@ polygon, of which the box is taken. An image without a label file has no objects
 
 import math
 import os
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
-from atss_jax.data.content import Content
+from atss_jax.data.content import ALL, Content
 from atss_jax.data.dataset import Finding
 from atss_jax.data.media import IMAGE_SUFFIXES
+from atss_jax.data.splits import Layout, SplitSource
 from atss_jax.errors import UserError
 
 
@@ -97,12 +99,16 @@ def label_path(image: str) -> str:
     return "/".join([*parts, os.path.splitext(file)[0] + ".txt"])
 
 
-def read_content(path: str, split: str) -> Content:
+def read(source: SplitSource) -> Content:
     """A split of a YOLO set; images have the names that they have below their common folder.
+
+    Args:
+      source: as `find` gives it.
 
     Raises:
       UserError: the file is wrong, or the split has no image or no label file.
     """
+    path, split = source.annotations, source.names
     values = read_yaml(path)
     places = find_places(path, values, split)
     files = sorted({file for place in places for file in _images_of(place)})
@@ -171,3 +177,51 @@ def _parse(line: str, num_extra: int) -> tuple[int, list[float]]:
         )
     xs, ys = values[::2], values[1::2]
     return class_id, [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def find(root: str, val_fraction: float) -> Layout | None:
+    """The set of a folder's data.yaml.
+
+    Args:
+      root: the folder, or the YAML file.
+      val_fraction: share of the images that validate where there is one list for all.
+
+    Raises:
+      UserError: several such files, or label files without one.
+    """
+    if os.path.isfile(root):
+        is_yaml = root.lower().endswith((".yaml", ".yml"))
+        return _layout(root, val_fraction) if is_yaml else None
+    paths = [p for ending in ("*.yaml", "*.yml") for p in sorted(Path(root).glob(ending))]
+    own = [p for p in paths if re.search(rb"^names\s*:", p.read_bytes(), re.M)]
+    if len(own) > 1:
+        raise UserError(f"several YOLO sets: {', '.join(map(str, own))}. Give one of the files.")
+    if own:
+        return _layout(str(own[0]), val_fraction)
+    if any((Path(root) / "labels").glob("**/*.txt")):
+        raise UserError(
+            "label files in labels/ and no data.yaml. Write one with the names of the classes and "
+            "the image folders, such as:\n  names: [cat, dog]\n  train: images/train\n"
+            "  val: images/val"
+        )
+    return None
+
+
+def _layout(path: str, val_fraction: float) -> Layout:
+    values = read_yaml(path)
+    train = find_places(path, values, "train")
+    if not train:
+        raise UserError(f"{path}: no train. Name the folder of the training images there.")
+    key = next((k for k in ("val", "valid", "validation", "test") if values.get(k)), "train")
+    val = find_places(path, values, key)
+    is_split = key == "train" or val == train
+    return Layout(
+        "YOLO",
+        SplitSource(
+            *("yolo", path, ", ".join(train), "train"),
+            share=(val_fraction, 1.0) if is_split else ALL,
+        ),
+        SplitSource(
+            *("yolo", path, ", ".join(val), key), share=(0.0, val_fraction) if is_split else ALL
+        ),
+    )

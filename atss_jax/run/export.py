@@ -48,6 +48,18 @@ RAW_OUTPUTS = {
 }
 
 
+Writer = Callable[[Detector, epath.Path], list[epath.Path]]
+"""(detector, folder) -> the files written."""
+WRITERS: dict[str, Writer] = {}
+"""Value of `export.format` -> its function below."""
+
+
+def writer(function: Writer) -> Writer:
+    """Makes `write_x` the writer of the format "x"."""
+    WRITERS[function.__name__.removeprefix("write_")] = function
+    return function
+
+
 def export_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "last") -> epath.Path:
     """Exports a checkpoint into workdir/export.
 
@@ -68,13 +80,13 @@ def export_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "last"
     print(f"step {detector.step} ({checkpoint}) of {workdir}")
     folder = workdir / "export"
     folder.mkdir(parents=True, exist_ok=True)
-    write = write_stablehlo if config.export.format == "stablehlo" else write_onnx
-    for file in write(detector, folder):
+    for file in WRITERS[config.export.format](detector, folder):
         print(f"{file}: {file.stat().length / 2**20:.1f} MiB")
     print(f"{folder / 'detector.json'}: how to call it")
     return folder
 
 
+@writer
 def write_stablehlo(detector: Detector, folder: epath.Path) -> list[epath.Path]:
     """One StableHLO file per bucket, and detector.json; returns the files.
 
@@ -100,6 +112,7 @@ def write_stablehlo(detector: Detector, folder: epath.Path) -> list[epath.Path]:
     return files
 
 
+@writer
 def write_onnx(detector: Detector, folder: epath.Path) -> list[epath.Path]:
     """One ONNX file per bucket with the network alone, and detector.json.
 

@@ -19,7 +19,7 @@ def check(recipe: Recipe, mode: str, workdir: str) -> None:
 
     Args:
       recipe: with the paths.
-      mode: of `main.MODES`.
+      mode: of `mode_table.MODES`.
       workdir: folder of the run; "" without one.
 
     Raises:

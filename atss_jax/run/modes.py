@@ -10,17 +10,8 @@ import jax
 from etils import epath
 
 from atss_jax.errors import UserError
-from atss_jax.run import (
-    describe,
-    export,
-    predict,
-    recipe_changes,
-    step_log,
-    stop_signal,
-    train,
-    validation,
-    workdir_files,
-)
+from atss_jax.run import describe, recipe_changes, step_log, stop_signal, train, workdir_files
+from atss_jax.run.mode_table import MODES
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import peers, screen, xla_flags
 from atss_jax.runtime.metric_writer import configure_logging
@@ -33,7 +24,7 @@ def run(mode: str, config: Recipe, workdir: str, checkpoint: str = "last") -> in
     """Runs a mode; returns the exit code.
 
     Args:
-      mode: one of `main.MODES`.
+      mode: one of `mode_table.MODES`.
       config: the recipe.
       workdir: folder of the run; "" for describe without one.
       checkpoint: what eval, predict and export read: "last", "best" or a step.
@@ -41,11 +32,10 @@ def run(mode: str, config: Recipe, workdir: str, checkpoint: str = "last") -> in
     configure_logging()
     if note := xla_flags.note():
         logging.warning(note)
-    if mode == "describe":
-        print(describe.describe(config, epath.Path(workdir) if workdir else None))
-        return 0
+    if not workdir:  # nothing of a run is read: no other process is waited for
+        return _call(mode, config, None, checkpoint)
     try:
-        return _run(mode, config, epath.Path(workdir), checkpoint)
+        return _call(mode, config, epath.Path(workdir), checkpoint)
     except Exception as error:
         if jax.process_count() == 1:
             raise
@@ -79,24 +69,59 @@ def _leave_after(code: int) -> int:
     return code
 
 
-def _run(mode: str, config: Recipe, folder: epath.Path, checkpoint: str) -> int:
-    if mode in ("train", "train_and_eval"):
-        try:
-            train.train(config, folder, with_evaluation=mode == "train_and_eval")
-        except train.Preempted as stop:
-            screen.say(str(stop))
-            return _leave_after(stop_signal.PREEMPTED_EXIT_CODE)
-        except step_log.NonFiniteError as error:
-            screen.say(f"error: {error}")
-            return 1
-        return 0
-    readers = {
-        "eval": validation.evaluate_workdir,
-        "predict": predict.predict_workdir,
-        "export": export.export_workdir,
-    }
-    if mode not in readers:
-        raise AssertionError(f"mode {mode!r} has no branch")
-    config = recipe_changes.with_chosen(config, workdir_files.read_config(folder))
-    readers[mode](config, folder, checkpoint)
+def _call(mode: str, config: Recipe, workdir: epath.Path | None, checkpoint: str) -> int:
+    """Calls the mode's function; returns the exit code."""
+    row = MODES[mode]
+    if row.reads_checkpoint:
+        assert workdir is not None  # `main` asks for it
+        config = recipe_changes.with_chosen(config, workdir_files.read_config(workdir))
+    code = row.load()(config, workdir, checkpoint)
+    return code if isinstance(code, int) else 0
+
+
+def train_and_eval(config: Recipe, workdir: epath.Path, checkpoint: str) -> int:
+    """Trains, with evaluations; returns the exit code.
+
+    Args:
+      config: the recipe.
+      workdir: of the run.
+      checkpoint: not read: training goes on from the newest.
+    """
+    del checkpoint
+    return _train(config, workdir, with_evaluation=True)
+
+
+def train_only(config: Recipe, workdir: epath.Path, checkpoint: str) -> int:
+    """As `train_and_eval`, without evaluations.
+
+    Args:
+      config: the recipe.
+      workdir: of the run.
+      checkpoint: not read: training goes on from the newest.
+    """
+    del checkpoint
+    return _train(config, workdir, with_evaluation=False)
+
+
+def _train(config: Recipe, workdir: epath.Path, *, with_evaluation: bool) -> int:
+    try:
+        train.train(config, workdir, with_evaluation=with_evaluation)
+    except train.Preempted as stop:
+        screen.say(str(stop))
+        return _leave_after(stop_signal.PREEMPTED_EXIT_CODE)
+    except step_log.NonFiniteError as error:
+        screen.say(f"error: {error}")
+        return 1
     return 0
+
+
+def print_description(config: Recipe, workdir: epath.Path | None, checkpoint: str) -> None:
+    """Prints what the recipe is: parameters, sizes, memory.
+
+    Args:
+      config: the recipe.
+      workdir: of a run, or None.
+      checkpoint: not read.
+    """
+    del checkpoint
+    print(describe.describe(config, workdir))

@@ -114,9 +114,9 @@ class StepLog:
             return
         before = self._progress.seconds
         texts = {
-            "loss": f"{float(last.loss):.4f}",
-            "lr": f"{float(last.learning_rate):.3g}",
-            "positives": f"{float(last.num_positives):.0f}",
+            "loss": f"{float(last['loss']):.4f}",
+            "lr": f"{float(last['learning_rate']):.3g}",
+            "positives": f"{float(last['num_positives']):.0f}",
         }
         rate = self._progress.report(step, self._config.data.global_batch, texts)
         seconds = self._progress.seconds - before
@@ -139,13 +139,13 @@ class StepLog:
         """Seconds of training over all starts of the run."""
         return self._seconds_before + self._progress.seconds
 
-    def _write_pending(self) -> StepMetrics | None:
+    def _write_pending(self) -> Mapping[str, np.ndarray] | None:
         """Fetches and writes what is pending; returns the last step's metrics."""
         fetched = jax.device_get([metrics for _, metrics, _ in self._pending])
         for (step, _, records), metrics in zip(self._pending, fetched, strict=True):
-            values = {name: float(v) for name, v in metrics._asdict().items()}
+            values = {name: float(v) for name, v in metrics.items()}
             self._writer.write(step, values)
-            self._watch(step, bool(metrics.is_finite), records, values)
+            self._watch(step, bool(metrics["is_finite"]), records, values)
         self._pending = []
         return fetched[-1] if fetched else None
 

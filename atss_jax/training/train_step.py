@@ -4,6 +4,7 @@ Everything is in the global view: under `jit` with sharded batches, a sum over t
 over all devices, so the losses are normalised over the whole global batch by construction.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,7 +24,7 @@ from atss_jax.training import optim
 from atss_jax.training.loss_counts import Normalizers, count_normalizers
 from atss_jax.training.losses import LossSettings
 from atss_jax.training.targets import assign_targets, predictions_of
-from atss_jax.typing import Array, Bool, Float, Int
+from atss_jax.typing import Array, Int
 
 Tree = TypeVar("Tree")
 """Any nesting of arrays."""
@@ -44,18 +45,9 @@ class TrainState(NamedTuple):
     """Moving average of `batch_stats` beside `ema_params` where batch norm is trained, or None."""
 
 
-class StepMetrics(NamedTuple):
-    """What a step reports: scalars of the global batch, before its update."""
-
-    loss: Float[Array, ""]
-    loss_cls: Float[Array, ""]
-    loss_box: Float[Array, ""]
-    loss_centerness: Float[Array, ""]
-    num_positives: Float[Array, ""]
-    grad_norm: Float[Array, ""]
-    learning_rate: Float[Array, ""]
-    is_finite: Bool[Array, ""]
-    """False where the update was skipped."""
+StepMetrics = OrderedDict[str, Array]
+"""What a step reports: scalars of the global batch, before its update, by their names in the logs.
+"is_finite" is False where the update was skipped. JAX sorts the keys of a plain dict."""
 
 
 class StepSettings(NamedTuple):
@@ -319,7 +311,7 @@ def update_state(
         average(state.ema_batch_stats, batch_stats),
     )
     new = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), new, state)
-    metrics = StepMetrics(
+    metrics = OrderedDict(
         loss=losses.total,
         loss_cls=losses.cls,
         loss_box=losses.box,

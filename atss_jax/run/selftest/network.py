@@ -144,8 +144,8 @@ def run_step(dtype: Any, word: str = "float32") -> tuple[dict[str, list[np.ndarr
         state = train_step.init_state(settings, variables)
         state, metrics = train_step.train_step(settings, None, state, batch)
         if word == "bfloat16":
-            return outputs, metrics[:5], None
-        return outputs, metrics[:6], state
+            return outputs, list(metrics.values())[:5], None
+        return outputs, list(metrics.values())[:6], state
 
     with jax.default_matmul_precision("default" if word == "bfloat16" else "highest"):
         outputs, losses, state = jax.device_get(step(variables, make_batch()))
