@@ -10,6 +10,7 @@ from atss_jax.evaluation.coco_metrics import (
     METRICS,
     coco_metrics,
     known_or_none,
+    metric_names,
     precision_curves,
 )
 from atss_jax.evaluation.coco_results import coco_to_detections, detections_to_coco
@@ -65,6 +66,32 @@ def small_truth() -> dict:
              "area": 200, "iscrowd": 0},
         ],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", "hotcoco"])
+def test_recall_at_a_higher_limit(backend):
+    """150 objects, each found exactly: COCO's numbers take the best 100 detections."""
+    pytest.importorskip(backend)
+    truth = small_truth()
+    boxes = [[4.0 * (n % 15), 4.0 * (n // 15), 3.0, 3.0] for n in range(150)]
+    about = {"image_id": 2**40, "category_id": 9, "area": 9, "iscrowd": 0}
+    truth["annotations"] = [{"id": n + 1, "bbox": box, **about} for n, box in enumerate(boxes)]
+    results = [
+        {"image_id": 2**40, "category_id": 9, "bbox": box, "score": 1 - n / 200}
+        for n, box in enumerate(boxes)
+    ]
+    found = {
+        limit: coco_metrics(
+            truth, results, **classes_of(truth), backend=backend, max_detections=limit
+        )
+        for limit in (100, 120, 300)
+    }
+    assert metric_names(found[100]) == list(METRICS)
+    assert metric_names(found[300]) == [*METRICS, "AR300"]
+    assert found[300]["AR300"] == 1 and found[120]["AR120"] == pytest.approx(120 / 150)
+    for metrics in found.values():
+        assert metrics["AR100"] == metrics["AR/late"] == pytest.approx(100 / 150)
+        assert metrics["AP"] == found[100]["AP"]
 
 
 def test_detections_become_results():

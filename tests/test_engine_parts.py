@@ -1,5 +1,6 @@
 """The small parts of the engine: compiled programs, shardings, metric files, workdir files."""
 
+import inspect
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from atss_jax.configs import quickstart
 from atss_jax.errors import UserError
-from atss_jax.run import modes, stop_signal, workdir_files, workdir_lock
+from atss_jax.run import mode_table, stop_signal, workdir_files, workdir_lock
 from atss_jax.run.recipe_io import recipe_from_mapping
 from atss_jax.runtime import checkpoint_record, compiled, metric_writer, parallel
 from atss_jax.runtime.checkpoint import Checkpointer, restore_part
@@ -342,7 +343,9 @@ def test_a_burst_of_signals_is_one_and_a_late_interrupt_acts(monkeypatch):
         stop.restore()
 
 
-def test_a_mode_without_a_branch_raises(tmp_path):
-    config = recipe_from_mapping(quickstart.get_config().to_dict())
-    with pytest.raises(AssertionError, match="no branch"):
-        modes.run("evaluate", config, str(tmp_path))
+@pytest.mark.parametrize("name", mode_table.MODES)
+def test_every_mode_has_its_function(name):
+    mode = mode_table.MODES[name]
+    arguments = list(inspect.signature(mode.load()).parameters)
+    assert len(arguments) == 3 if mode.needs_recipe else not arguments
+    assert bool(mode.command) == bool(mode.help)

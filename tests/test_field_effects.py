@@ -164,6 +164,24 @@ def test_bad_records_stop_or_are_dropped_up_to_a_share(folder):
     assert "missing.png" in read(data__on_error="skip", data__max_bad_fraction=0.01)[0]
 
 
+def test_unused_classes(folder):
+    content = json.loads((folder / "train.json").read_text())
+    content["categories"].append({"id": 50, "name": "nobody"})
+    (folder / "more.json").write_text(json.dumps(content))
+    found = {}
+    for word in ("drop", "keep"):
+        recipe = tiny.make_config(
+            folder,
+            data__train_annotations=str(folder / "more.json"),
+            data__val_annotations=str(folder / "more.json"),
+            data__val_images=str(folder / "train"),
+            data__unused_classes=word,
+        )
+        found[word] = build.load_sets(recipe)
+    for part in range(2):
+        assert found["keep"][part].class_names == (*found["drop"][part].class_names, "nobody")
+
+
 def test_exif_orientation(folder):
     def read(exif):
         annotations = str(folder / "turned.json")
@@ -255,7 +273,8 @@ COVERED = {
     "data.max_pixels", "data.allow_outside", "data.index_folder", "data.filter_empty",
     "data.global_batch", "data.buckets", "data.max_boxes", "data.short_side",
     "data.max_long_side", "data.train_short_sides", "data.image_size", "data.augmentations",
-    "data.on_overflow", "data.num_workers", "data.prefetch", "eval.batch_size",
+    "data.on_overflow", "data.num_workers", "data.prefetch", "data.unused_classes",
+    "eval.batch_size",
 }  # fmt: skip
 """Fields of the tests above."""
 

@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from atss_jax.data.config import DataConfig
-from atss_jax.data.dataset import DetectionDataset, Finding
+from atss_jax.data.dataset import Finding
 from atss_jax.data.plausibility import COLUMNS, MAX_LINES, start_report
 from atss_jax.data.sources import load_split
 from atss_jax.errors import UserError
+from atss_jax.run import build
+from atss_jax.run.recipe import Recipe
 
 Content = dict[str, list[dict]]
 
@@ -55,9 +57,7 @@ def write(root: Path, contents: dict[str, Content], orientation: int = 1) -> Pat
 
 
 def report(root: Path) -> list[str]:
-    sets: list[DetectionDataset] = [
-        load_split(DataConfig(root=str(root)), split) for split in ("train", "val")
-    ]
+    sets = build.load_sets(Recipe(data=DataConfig(root=str(root))))
     lines = start_report(*sets, padding=0.1)
     assert len(lines) <= MAX_LINES and max(map(len, lines)) <= COLUMNS
     return joined(lines)
@@ -129,7 +129,7 @@ def test_the_report_names_what_is_wrong(tmp_path, kind):
     assert "96x72 px" in lines[0] and "padding: 10.0 % extra pixels" in text
     told = {
         "x1, y1, x2, y2 for x, y, w, h": "! odd, kept: 1 + 1 boxes_as_corners",
-        "Roboflow's unused root category": "no box in train or val has the class: things-a1b2 (id",
+        "Roboflow's unused root category": "left out, no box in train or val has the class: th",
         "EXIF-turned images": "! odd, kept: 40 + 12 image_turned",
         "files in both parts": "! 5 of 17 val images are in train",
     }
@@ -137,6 +137,7 @@ def test_the_report_names_what_is_wrong(tmp_path, kind):
         assert (words in text) == (wrong == kind), (wrong, text)
     if kind == "a clean set":
         assert "!" not in text
+    assert "category_without_boxes" not in text
 
 
 def test_normalised_boxes_are_refused(tmp_path):
@@ -249,3 +250,14 @@ def test_more_objects_than_may_be_found(tmp_path):
     ]
     few = start_report(train, val, max_detections=2)
     assert any("eval.max_detections is 2" in line for line in joined(few))
+
+
+def test_a_category_without_boxes_in_one_set_alone_is_kept_and_said(tmp_path):
+    root = make_with_root_category(tmp_path / "set")
+    path = root / "valid" / "_annotations.coco.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["category_id"] = 0
+    path.write_text(json.dumps(content))
+    text = "\n".join(report(root))
+    assert "3 classes" in text and "! in val and never in train: things-a1b2" in text
+    assert "odd, kept: 1 + 0 category_without_boxes" in text and "left out" not in text

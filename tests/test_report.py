@@ -9,6 +9,7 @@ from etils import epath
 from atss_jax.data import synthetic
 from atss_jax.errors import UserError
 from atss_jax.evaluation import error_analysis
+from atss_jax.evaluation.coco_metrics import METRICS
 from atss_jax.run import recipe_io, report, report_header, report_sections, workdir_files
 from tests import tiny
 
@@ -77,7 +78,7 @@ def test_head_of_an_ended_run(workdir):
 
 
 def test_the_papers_row_stands_beside_coco_alone():
-    metrics: dict[str, float] = {name: 0.1 for name in report_sections.METRICS}
+    metrics: dict[str, float] = {name: 0.1 for name in METRICS}
     coco = ["person", *map(str, range(78)), "toothbrush"]
     assert "COCO minival" in report_sections.metrics_table(metrics, coco)
     assert "COCO minival" not in report_sections.metrics_table(metrics, ["person", "toothbrush"])

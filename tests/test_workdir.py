@@ -176,6 +176,36 @@ def test_classes_are_mapped_by_name_where_only_the_order_differs(coco, caplog):
         classes.in_order_of(renamed, original.class_names, "the run")
 
 
+def test_classes_without_a_box_are_left_out(coco, caplog):
+    """Ids and labels of the others stay right, whatever the order; a class with boxes stays."""
+
+    def with_roots(content):
+        content["categories"] = [
+            {"id": 0, "name": "root"}, *content["categories"], {"id": 99, "name": "leaf"}
+        ]  # fmt: skip
+
+    plain, listed = load(coco), load(coco, with_roots)
+    dropped = classes.without_unused(listed, listed)
+    assert dropped.dropped_classes == ("root", "leaf")
+    mapped = classes.in_order_of(load(coco, with_roots), plain.class_names[::-1], "the run")
+    assert "no box has the class root, leaf: left out" in caplog.text
+    for found, names in ((dropped, plain.class_names), (mapped, plain.class_names[::-1])):
+        assert found.class_names == names
+        assert dict(zip(found.class_names, found.category_ids, strict=True)) == dict(
+            zip(plain.class_names, plain.category_ids, strict=True)
+        )
+        for record in range(plain.num_records):
+            there = [plain.class_names[label] for label in plain.labels(record)]
+            assert [found.class_names[label] for label in found.labels(record)] == there
+        order = [plain.class_names.index(name) for name in names]
+        assert found.class_counts().tolist() == plain.class_counts()[order].tolist()
+    kept = classes.without_unused(listed, listed, keep=("leaf",))
+    assert kept.class_names == (*plain.class_names, "leaf")
+    assert classes.without_unused(plain, plain) is plain
+    with pytest.raises(ValueError, match="annotations have the classes"):
+        plain.with_classes(plain.class_names[:1])
+
+
 def test_a_checkpoint_is_chosen(tmp_path):
     folder = epath.Path(tmp_path)
     assert checkpoint.chosen_steps(folder, [2, 4, 6], "last") == [2, 4, 6]

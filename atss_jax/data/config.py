@@ -70,6 +70,9 @@ class DataConfig(ConfigGroup, name="data"):
     index_folder: str = "~/.cache/atss_jax"
     """COCO-format sets of more than 500 images: folder of indexes, so that the next start takes
     seconds; "" for none. An index is made again when a file has changed."""
+    unused_classes: Literal["drop", "keep"] = "drop"
+    """Classes that no box of train and val has: drop them, or keep them as outputs of the network.
+    Training without a val set keeps them."""
     filter_empty: bool = True
     """Train only on images with objects (the official rule), or on all of them."""
     global_batch: Annotated[int, Range(0)] = 16

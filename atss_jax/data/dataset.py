@@ -165,6 +165,7 @@ class DetectionDataset:
       digests: uint64 of each file's beginning, end and length; None where files were not read.
       original_image_ids: the source's image ids where `image_ids` are not; None otherwise.
       original_category_ids: likewise.
+      dropped_classes: names that were listed and that no box has, see `without_classes`.
     """
 
     name: str
@@ -180,6 +181,7 @@ class DetectionDataset:
     digests: UInt[np.ndarray, " N"] | None = None
     original_image_ids: tuple[int | str, ...] | None = None
     original_category_ids: tuple[int | str, ...] | None = None
+    dropped_classes: tuple[str, ...] = ()
 
     def __post_init__(self):
         """Derives the training boxes."""
@@ -195,6 +197,7 @@ class DetectionDataset:
         derived = {
             "_boxes": boxes[keep],
             "_labels": labels[keep],
+            "annotation_labels": labels,
             "_offsets": offsets,
             "has_objects": has_objects,
         }
@@ -204,6 +207,8 @@ class DetectionDataset:
     _boxes: np.ndarray = dataclasses.field(init=False, repr=False)
     _labels: np.ndarray = dataclasses.field(init=False, repr=False)
     _offsets: np.ndarray = dataclasses.field(init=False, repr=False)
+    annotation_labels: Int[np.ndarray, " M"] = dataclasses.field(init=False, repr=False)
+    """Dense label of every row of `annotations`."""
     has_objects: Bool[np.ndarray, " N"] = dataclasses.field(init=False, repr=False)
     """Whether an image has a box to train on that is wider and higher than a pixel."""
 
@@ -252,6 +257,33 @@ class DetectionDataset:
         first = operator.index(label)
         originals = self.original_category_ids
         return self.category_ids[first] if originals is None else originals[first]
+
+    def class_counts(self) -> Int[np.ndarray, " C"]:
+        """Annotations by dense label, crowds among them."""
+        return np.bincount(self.annotation_labels, minlength=len(self.class_names))
+
+    def with_classes(self, names: Sequence[str]) -> "DetectionDataset":
+        """The set with some of its classes, in this order; category ids stay.
+
+        Args:
+          names: of classes, by the new dense label; those left out have no annotation.
+
+        Raises:
+          ValueError: a class with annotations is left out.
+        """
+        left = [name for name in self.class_names if name not in names]
+        used = {self.class_names[n] for n in np.flatnonzero(self.class_counts())}
+        if used.intersection(left):
+            raise ValueError(f"{self.name}: annotations have the classes {used.intersection(left)}")
+        order = [self.class_names.index(name) for name in names]
+        originals = self.original_category_ids
+        return dataclasses.replace(
+            self,
+            class_names=tuple(names),
+            category_ids=tuple(self.category_ids[i] for i in order),
+            original_category_ids=None if originals is None else tuple(originals[i] for i in order),
+            dropped_classes=(*self.dropped_classes, *left),
+        )
 
     def original_results(self, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """COCO results (of `image_ids` and `category_ids`) with the source's own ids."""

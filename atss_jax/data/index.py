@@ -181,4 +181,5 @@ def _dataset(
         max_pixels=config.max_pixels,
         original_image_ids=image_ids,
         original_category_ids=category_ids,
+        dropped_classes=(),
     )

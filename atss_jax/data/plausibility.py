@@ -80,13 +80,16 @@ def compare(train: DetectionDataset, val: DetectionDataset) -> list[str]:
                 f"! {len(shared)} of {val.num_records} val images are in train, so that AP is too "
                 f"high: {val.describe(shared[0])} is {train.describe(other)}"
             )
+    if train.dropped_classes:
+        names = ", ".join(train.dropped_classes)
+        lines.append(f"left out, no box in train or val has the class: {names}")
     if train.class_names != val.class_names:
         return lines
     counts = [class_counts(dataset) for dataset in (train, val)]
     empty = [n for n in range(len(train.class_names)) if not counts[0][n] + counts[1][n]]
     if empty:
         names = ", ".join(f"{train.class_names[n]} (id {train.category_id(n)})" for n in empty)
-        lines.append(f"no box in train or val has the class: {names}")
+        lines.append(f"no box in train or val has the class, and it is kept: {names}")
     only_val = [n for n in range(len(counts[0])) if counts[1][n] and not counts[0][n]]
     if only_val:
         names = ", ".join(train.class_names[n] for n in only_val)
@@ -121,8 +124,7 @@ def _limit_lines(val: DetectionDataset, max_detections: int | None) -> list[str]
 
 def class_counts(dataset: DetectionDataset) -> np.ndarray:
     """Objects by dense label, crowds left out: int [C]."""
-    a = dataset.annotations
-    labels = np.searchsorted(dataset.category_ids, a.category_id[~a.is_crowd])
+    labels = dataset.annotation_labels[~dataset.annotations.is_crowd]
     return np.bincount(labels, minlength=len(dataset.class_names))
 
 
@@ -176,9 +178,16 @@ def _odd_lines(sets: Sequence[DetectionDataset]) -> list[str]:
     """A line for each kind: how many in each set, and the first example."""
     lines = {}
     kinds = {kind for dataset in sets for kind in dataset.health.odd}
+    left_out = tuple(f"({name}): no box has it" for d in sets for name in d.dropped_classes)
     for kind in sorted(kinds, key=lambda k: (k in _HARMLESS, k != "boxes_as_corners", k)):
-        counts = " + ".join(str(dataset.health.odd[kind]) for dataset in sets)
+        counts = [dataset.health.odd[kind] for dataset in sets]
         examples = [f for dataset in sets for f in dataset.health.odd_examples if f.kind == kind]
+        if kind == "category_without_boxes":  # those left out are named elsewhere
+            counts = [n - len(d.dropped_classes) for n, d in zip(counts, sets, strict=True)]
+            examples = [f for f in examples if not f.message.endswith(left_out)]
+            if not any(counts):
+                continue
         mark = "! " if kind in ("boxes_as_corners", "image_turned", "box_normalised") else ""
-        lines[kind] = f"{mark}odd, kept: {counts} {kind}, such as {examples[0].message}"
+        count = " + ".join(map(str, counts))
+        lines[kind] = f"{mark}odd, kept: {count} {kind}, such as {examples[0].message}"
     return list(lines.values())

@@ -24,6 +24,9 @@ MAIN_METRIC = METRICS[0]
 NO_OBJECTS = -1.0
 """A metric's value where there is no object to find; `known_or_none` says so to people."""
 
+COCO_LIMIT = 100
+"""Detections per image that `METRICS` take."""
+
 BACKENDS = ("pycocotools", "hotcoco")
 
 
@@ -46,8 +49,9 @@ def coco_metrics(
     class_names: Sequence[str],
     category_ids: Sequence[int],
     backend: str = "pycocotools",
+    max_detections: int = COCO_LIMIT,
 ) -> dict[str, float]:
-    """The 12 COCO numbers, and AP and AR of each class.
+    """The 12 COCO numbers, AP and AR of each class, and AR at a higher limit of detections.
 
     All images of the ground truth count, also those without detections. Neither argument is
     changed, nothing is printed.
@@ -58,10 +62,12 @@ def coco_metrics(
       class_names: of each class index.
       category_ids: COCO category id of each class index.
       backend: "pycocotools" or "hotcoco".
+      max_detections: of an image.
 
     Returns:
-      `METRICS`, "AP/<class>" and "AR/<class>" (as AR100) with names of `unique_names`, in [0, 1];
-      `NO_OBJECTS` (-1) where there is no object to find.
+      `METRICS`, "AP/<class>" and "AR/<class>" (as AR100) with names of `unique_names`, and where
+      `max_detections` is above COCO's 100, "AR<max_detections>"; in [0, 1], or `NO_OBJECTS` (-1)
+      where there is no object to find.
 
     Raises:
       ValueError: unknown backend, results about images or categories that do not exist, or a box
@@ -74,7 +80,26 @@ def coco_metrics(
     for name, curve in zip(unique_names(class_names, category_ids), curves, strict=True):
         metrics[f"AP/{name}"] = mean_known(curve.precision[:, :, 0])
         metrics[f"AR/{name}"] = mean_known(curve.recall[:, 0])
+    if max_detections > COCO_LIMIT:
+        metrics[f"AR{max_detections}"] = _recall_at(evaluator, max_detections)
     return metrics
+
+
+def metric_names(metrics: Mapping[str, float | None]) -> list[str]:
+    """`METRICS`, and AR at a higher limit where it was measured."""
+    more = [name for name in metrics if name[2:].isdigit() and name.startswith("AR")]
+    return [*METRICS, *(name for name in more if name not in METRICS)]
+
+
+def _recall_at(evaluator: Any, max_detections: int) -> float:
+    """AR of all sizes with so many detections per image; the evaluator is used up."""
+    params = evaluator.params
+    params.maxDets = [max_detections]
+    evaluator.params = params
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return mean_known(np.asarray(evaluator.eval["recall"])[:, :, 0, -1])
 
 
 def precision_curves(

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from atss_jax.evaluation.coco_metrics import coco_metrics
+from atss_jax.evaluation.coco_metrics import COCO_LIMIT, coco_metrics
 from atss_jax.evaluation.coco_results import detections_to_coco
 from atss_jax.evaluation.passes import Pass, merge_images
 from atss_jax.evaluation.predict_step import PredictStep
@@ -76,6 +76,7 @@ def evaluate(
     mesh: Mesh,
     backend: str = "pycocotools",
     with_metrics: bool = True,
+    max_detections: int = COCO_LIMIT,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Outcome | None:
     """Detections and metrics of a split; the same for any hosts, devices and batch size.
@@ -87,6 +88,7 @@ def evaluate(
       mesh: the devices.
       backend: see `coco_metrics`.
       with_metrics: False leaves the metrics empty (no annotations: test-dev).
+      max_detections: see `coco_metrics`.
       should_stop: asked before each batch.
 
     Returns:
@@ -111,12 +113,18 @@ def evaluate(
         check_each_once(record_index, len(dataset.image_ids))
         found.append((one_pass.settings, detections, scale))
     merged = found[0][1] if len(found) == 1 else merge_images(found)
-    metrics = measure(merged, dataset, backend=backend) if with_metrics else {}
+    metrics = {}
+    if with_metrics:
+        metrics = measure(merged, dataset, backend=backend, max_detections=max_detections)
     return Outcome(metrics, merged)
 
 
 def measure(
-    detections: Detections, dataset: EvaluationSet, *, backend: str = "pycocotools"
+    detections: Detections,
+    dataset: EvaluationSet,
+    *,
+    backend: str = "pycocotools",
+    max_detections: int = COCO_LIMIT,
 ) -> dict[str, float]:
     """Metrics of the detections of a whole split, see `coco_metrics`.
 
@@ -124,6 +132,7 @@ def measure(
       detections: host arrays, [N, D]; row i is record i.
       dataset: names, ids and annotations of the split.
       backend: of the metrics.
+      max_detections: likewise.
     """
     return coco_metrics(
         dataset.coco_ground_truth(),
@@ -131,6 +140,7 @@ def measure(
         class_names=dataset.class_names,
         category_ids=dataset.category_ids,
         backend=backend,
+        max_detections=max_detections,
     )
 
 

@@ -5,6 +5,7 @@ The only module that knows both the recipe's fields and everybody's arguments.
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from atss_jax.data import loader, sources
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.dataset import DetectionDataset
-from atss_jax.run import recipe_io
+from atss_jax.run import classes, recipe_io
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import parallel, peers
 
@@ -39,6 +40,24 @@ def load_dataset(config: Recipe, split: str) -> DetectionDataset:
     return sources.load_split(
         config.data, split, without_annotations=split == "val" and config.eval.format_only
     )
+
+
+def load_sets(
+    config: Recipe, keep_classes: Sequence[str] = ()
+) -> tuple[DetectionDataset, DetectionDataset]:
+    """(training set, validation set), without the classes that neither has a box of.
+
+    Args:
+      config: the recipe; `data.unused_classes` may keep them.
+      keep_classes: names that stay.
+
+    Raises:
+      ValueError, FileNotFoundError: missing or malformed data, or different classes.
+    """
+    train, val = load_dataset(config, "train"), load_dataset(config, "val")
+    if config.data.unused_classes == "drop":
+        train = classes.without_unused(train, val, keep_classes)
+    return train, classes.in_order_of(val, train.class_names, train.name)
 
 
 def make_plan(config: Recipe, dataset: DetectionDataset) -> BatchPlan:

@@ -23,6 +23,7 @@ from atss_jax.data.dataset import DetectionDataset, Finding
 from atss_jax.data.images import resized_size
 from atss_jax.data.plausibility import compare
 from atss_jax.drawing.palette import class_color
+from atss_jax.run import classes
 from atss_jax.run.browse_data import DEFAULT_BUCKETS, add_source_arguments, load, parse_buckets
 
 SMALL, MEDIUM = 32**2, 96**2
@@ -63,9 +64,7 @@ def report(dataset: DetectionDataset, args: argparse.Namespace) -> list[str]:
         f"{int(((area >= SMALL) & (area < MEDIUM)).sum())} / {int((area >= MEDIUM).sum())}",
     ]
     lines += bucket_lines(dataset, args)
-    counts = np.bincount(
-        np.searchsorted(dataset.category_ids, a.category_id), minlength=len(dataset.class_names)
-    )
+    counts = dataset.class_counts()
     lines.append("classes (annotations):")
     order = np.argsort(-counts, kind="stable")
     lines += [
@@ -182,7 +181,9 @@ def main(arguments: Sequence[str]) -> int:
     lines = report(dataset, args)
     if args.root and args.split == "train":
         args.split = "val"
-        both = compare(dataset, load(args)) or ["no file in both, the same classes"]
+        other = load(args)
+        dataset = classes.without_unused(dataset, other)
+        both = compare(dataset, other) or ["no file in both, the same classes"]
         lines += ["train and val:", *(f"  {line}" for line in both)]
     print("\n".join(lines))
     for finding in dataset.health.bad_examples[:20]:

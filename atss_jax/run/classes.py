@@ -1,10 +1,14 @@
-"""The classes of a network and of data: compared by name, mapped where only the order differs."""
+"""The classes of a network and of data: compared by name, mapped where only the order differs.
 
-import dataclasses
+A class that no box has would only be learnt as "never". Roboflow lists such a one as the root of
+its categories.
+"""
+
 import json
 import logging
 from collections.abc import Sequence
 
+import numpy as np
 from etils import epath
 
 from atss_jax.data.dataset import DetectionDataset
@@ -35,7 +39,7 @@ def in_order_of(dataset: DetectionDataset, names: Sequence[str], whose: str) -> 
     Category ids stay those of the data set. Another order is reported.
 
     Args:
-      dataset: with the same classes, in any order.
+      dataset: with the same classes, in any order; others are left out where no box has them.
       names: of the network, by class index.
       whose: what the names are of, for messages.
 
@@ -43,6 +47,11 @@ def in_order_of(dataset: DetectionDataset, names: Sequence[str], whose: str) -> 
       UserError: other classes; shows both lists.
     """
     names = tuple(names)
+    counts = dict(zip(dataset.class_names, dataset.class_counts().tolist(), strict=True))
+    unused = [name for name, count in counts.items() if name not in names and not count]
+    if unused:
+        logging.warning("%s: no box has the class %s: left out", dataset.name, ", ".join(unused))
+        dataset = dataset.with_classes([name for name in counts if name not in unused])
     if dataset.class_names == names:
         return dataset
     if sorted(dataset.class_names) != sorted(names) or len(set(names)) < len(names):
@@ -59,11 +68,23 @@ def in_order_of(dataset: DetectionDataset, names: Sequence[str], whose: str) -> 
         whose,
         ", ".join(names),
     )
-    order = [dataset.class_names.index(name) for name in names]
-    originals = dataset.original_category_ids
-    return dataclasses.replace(
-        dataset,
-        class_names=names,
-        category_ids=tuple(dataset.category_ids[i] for i in order),
-        original_category_ids=None if originals is None else tuple(originals[i] for i in order),
-    )
+    return dataset.with_classes(names)
+
+
+def without_unused(
+    train: DetectionDataset, val: DetectionDataset, keep: Sequence[str] = ()
+) -> DetectionDataset:
+    """The training set without the classes that neither set has a box of.
+
+    Args:
+      train: training set.
+      val: validation set.
+      keep: names that stay, those of a run that has begun with them.
+    """
+    used = set(keep)
+    for dataset in (train, val):
+        used |= {dataset.class_names[n] for n in np.flatnonzero(dataset.class_counts())}
+    names = [name for name in train.class_names if name in used]
+    if not names or len(names) == len(train.class_names):
+        return train
+    return train.with_classes(names)

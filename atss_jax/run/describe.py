@@ -157,7 +157,7 @@ def _count_classes(config: Recipe, workdir: epath.Path | None) -> tuple[int, str
     if trained is not None:
         return len(trained[0]), f"of {workdir}"
     try:
-        return len(build.load_dataset(config, "train").class_names), "data set"
+        return len(build.load_sets(config)[0].class_names), "data set"
     except (FileNotFoundError, ValueError):
         return COCO_CLASSES, "assumed: the data set is not here"
 
@@ -174,8 +174,7 @@ def describe(config: Recipe, workdir: epath.Path | None = None) -> str:
     """
     chosen: list[str] = []
     if workdir is None and auto_fields.is_automatic(config):
-        train_set = build.load_dataset(config, "train")
-        config, chosen = auto_fields.resolve(config, train_set, build.load_dataset(config, "val"))
+        config, chosen = auto_fields.resolve(config, *build.load_sets(config))
     num_classes, source = _count_classes(config, workdir)
     model = DetectorNetwork(config.model, num_classes, config.anchors.num_per_location)
     largest = max(config.data.buckets, key=math.prod)

@@ -13,6 +13,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from etils import epath
+
 from atss_jax.drawing import curves as line_charts
 from atss_jax.drawing.html_page import page
 from atss_jax.errors import UserError
@@ -22,6 +24,7 @@ from atss_jax.evaluation.error_analysis import judge_image, threshold_curves
 from atss_jax.files import write_whole
 from atss_jax.run import (
     build,
+    classes,
     recipe_io,
     report_assignment,
     report_header,
@@ -86,10 +89,17 @@ def make_report(folder: Path) -> str:
     about = report_header.read_about(folder, recipe)
     workdir = folder.parent.parent if folder.parent.name == "eval" else folder
     dataset = build.load_dataset(recipe, "val")
+    if trained := classes.read_classes(epath.Path(workdir)):
+        dataset = classes.in_order_of(dataset, trained[0], f"the network in {workdir}")
     results = dataset.inside_results(json.loads((folder / "detections.json").read_text()))
     truth = dataset.coco_ground_truth()
     names, ids = list(dataset.class_names), list(dataset.category_ids)
-    metrics = coco_metrics(truth, results, class_names=names, category_ids=ids)
+    metrics = coco_metrics(
+        *(truth, results),
+        class_names=names,
+        category_ids=ids,
+        max_detections=recipe.eval.max_detections,
+    )
     names = unique_names(names, ids)
     curves = precision_curves(truth, results, category_ids=ids)
     found = coco_to_detections(results, dataset.image_ids, ids)

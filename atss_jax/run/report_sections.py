@@ -10,7 +10,7 @@ from atss_jax.drawing import heat_map
 from atss_jax.drawing.html_page import chart, note, percent, table
 from atss_jax.drawing.palette import LINE_COLORS
 from atss_jax.evaluation import error_analysis
-from atss_jax.evaluation.coco_metrics import METRICS, ClassCurves, mean_known
+from atss_jax.evaluation.coco_metrics import ClassCurves, mean_known, metric_names
 from atss_jax.evaluation.error_analysis import KINDS, Scene, ThresholdCurves, Verdicts
 
 PAPER = (39.3, 57.5, 42.8, 24.3, 43.3, 51.3)
@@ -27,11 +27,14 @@ def is_coco(class_names: Sequence[str]) -> bool:
 
 
 def metrics_table(metrics: Mapping[str, float], class_names: Sequence[str]) -> str:
-    """The 12 numbers, and the paper's where the data is COCO."""
-    rows = [["this run", *(percent(metrics[name]) for name in METRICS)]]
+    """The COCO numbers, and the paper's where the data is COCO."""
+    names = metric_names(metrics)
+    rows = [["this run", *(percent(metrics[name]) for name in names)]]
     if is_coco(class_names):
-        rows.append(["paper: COCO minival, R-50", *map(str, PAPER), *["–"] * 6])
-    return table(["%", *METRICS], rows)
+        rows.append(
+            ["paper: COCO minival, R-50", *map(str, PAPER), *["–"] * (len(names) - len(PAPER))]
+        )
+    return table(["%", *names], rows)
 
 
 def size_table(dataset: DetectionDataset, metrics: Mapping[str, float]) -> str:

@@ -83,7 +83,8 @@ def _train(
         stop.follow_job()
         stop.at_leaving(peers.announce_stop)
         peers.watch()
-    config, train_set, val_set = _in_numbers(config, workdir, with_evaluation)
+    train_set, val_set = _load_sets(config, workdir, with_evaluation)
+    config = _in_numbers(config, workdir, train_set, val_set)
     setup = set_up(config, train_set)
     workdir_lock.refuse_if_held(workdir)
     stop.check()
@@ -93,13 +94,10 @@ def _train(
     train_data.check(workdir, setup.train_set)
     print_schedule_change(workdir, config, setup)
     val = None
-    if with_evaluation:
-        dataset = build.load_dataset(config, "val") if val_set is None else val_set
-        dataset = classes.in_order_of(dataset, names, setup.train_set.name)
-        val = validation.Validation(config, setup.settings.model, setup.mesh, dataset=dataset)
+    if val_set is not None:
+        val = validation.Validation(config, setup.settings.model, setup.mesh, dataset=val_set)
         preflight.check_val_set(config, val)
     if jax.process_index() == 0:
-        val_set = None if val is None else val.dataset
         lines = start_report(
             setup.train_set, val_set, setup.plan.padding, config.eval.max_detections
         )
@@ -139,12 +137,29 @@ def _train(
         return _run_in(config, workdir, setup, val, state, step, stop, limits)
 
 
-def _in_numbers(
+def _load_sets(
     config: Recipe, workdir: epath.Path, with_evaluation: bool
-) -> tuple[Recipe, DetectionDataset | None, DetectionDataset | None]:
-    """The recipe with every automatic field chosen, and the sets where they were read for it.
+) -> tuple[DetectionDataset, DetectionDataset | None]:
+    """Training and validation set, with the classes of the run where it has begun."""
+    begun = classes.read_classes(workdir)
+    names = () if begun is None else begun[0]
+    if with_evaluation:
+        return build.load_sets(config, names)
+    train_set = build.load_dataset(config, "train")
+    if names and config.data.unused_classes == "drop":
+        train_set = classes.without_unused(train_set, train_set, names)
+    return train_set, None
 
-    A resumed run keeps what it chose. Says what is chosen.
+
+def _in_numbers(
+    config: Recipe,
+    workdir: epath.Path,
+    train_set: DetectionDataset,
+    val_set: DetectionDataset | None,
+) -> Recipe:
+    """The recipe with every automatic field chosen; says what is chosen.
+
+    A resumed run keeps what it chose.
     """
     if (workdir / "config.json").exists():
         old = workdir_files.read_config(workdir)
@@ -156,15 +171,13 @@ def _in_numbers(
             screen.show(f"run.max_minutes: {length}, as chosen when the run began")
         is_chosen = config.data.image_size == old.data.image_size
         if is_chosen and not recipe_changes.is_left_open(config):
-            return config, None, None
+            return config
     if not auto_fields.is_automatic(config):
-        return config, None, None
-    train_set = build.load_dataset(config, "train")
-    val_set = build.load_dataset(config, "val") if with_evaluation else None
+        return config
     config, lines = auto_fields.resolve(config, train_set, val_set)
     if jax.process_index() == 0:
         screen.show("\n".join(lines))
-    return config, train_set, val_set
+    return config
 
 
 def _with_first_weights(config: Recipe, old: Recipe, workdir: epath.Path) -> Recipe:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from atss_jax.data import images, loader, sources
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.evaluation import passes
-from atss_jax.evaluation.coco_metrics import METRICS, known_or_none
+from atss_jax.evaluation.coco_metrics import known_or_none, metric_names
 from atss_jax.evaluation.whole_split import Outcome, PlannedPass, detect_all, evaluate
 from atss_jax.models.detector import DetectorNetwork, init_variables
 from atss_jax.run import build, classes, evaluation_folder, predict_steps, workdir_files
@@ -69,6 +69,7 @@ class Validation:
             mesh=self._mesh,
             backend=self._config.eval.backend,
             with_metrics=not self._config.eval.format_only,
+            max_detections=self._config.eval.max_detections,
             should_stop=should_stop,
         )
 
@@ -177,13 +178,13 @@ def evaluate_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "las
 
 
 def summary(metrics: Mapping[str, float]) -> str:
-    """The 12 numbers on one line, then AP by class; "-" where there was no object to find."""
+    """The COCO numbers on one line, then AP by class; "-" where there was no object to find."""
     known = known_or_none(metrics)
 
     def text(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
-    line = "  ".join(f"{name} {text(known[name], 4)}" for name in METRICS)
+    line = "  ".join(f"{name} {text(known[name], 4)}" for name in metric_names(known))
     classes = [
         f"{k.removeprefix('AP/')} {text(v, 3)}" for k, v in known.items() if k.startswith("AP/")
     ]
