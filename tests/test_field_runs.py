@@ -223,7 +223,7 @@ def test_prediction(workdir, data, tmp_path):
         fields = {"predict.input": str(data / "val"), "predict.output": str(tmp_path / "found")}
         config = small_detector.make_config(**fields, **{"predict.score_threshold": threshold})
         counts = predict.predict_workdir(config, epath.Path(workdir))
-        assert counts["images"] == 4 and (tmp_path / "found" / "0.png.jpg").exists()
+        assert counts["images"] == 4 and (tmp_path / "found" / "0.jpg").exists()
         with (tmp_path / "found" / "detections.csv").open() as file:
             listed.append([float(row["score"]) for row in csv.DictReader(file)])
     assert min(listed[1], default=1.0) >= 0.25 > min(listed[0])

@@ -1,9 +1,11 @@
 """What processes tell each other, over a stand-in for the job's key-value store."""
 
+import contextlib
 import json
 import os
 import socket
 import threading
+import time
 
 import jax
 import pytest
@@ -170,3 +172,37 @@ def test_a_process_that_was_told_to_stop_ends_the_others_to_be_started_again(mon
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     peers._watch(store, lambda code, reason: ended.append((code, reason)))
     assert ended == [(75, "ended because of process 0: it was told to stop")]
+
+
+@pytest.mark.parametrize("others_end", [True, False])
+def test_process_0_ends_after_the_others_or_without_them(monkeypatch, others_end):
+    store, order, index = Store(), [], threading.local()
+
+    class Ended(BaseException):
+        pass
+
+    def end(code):
+        order.append((index.value, code))
+        raise Ended
+
+    monkeypatch.setattr(peers, "client", lambda: store)
+    monkeypatch.setattr(peers, "END_SECONDS", 20.0 if others_end else 0.2)
+    monkeypatch.setattr(peers.time, "sleep", lambda seconds: order.append(("waits", seconds)))
+    monkeypatch.setattr(jax, "process_index", lambda: index.value)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(peers.os, "_exit", end)
+
+    def process(number):
+        index.value = number
+        with contextlib.suppress(Ended):
+            peers.end_together(75)
+
+    threads = [threading.Thread(target=process, args=[n]) for n in (0, 1, 2)]
+    for thread in threads[: 3 if others_end else 2]:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads[: 3 if others_end else 2]:
+        thread.join(10)
+    ends = [entry for entry in order if entry[1] == 75]
+    assert ends[-1] == (0, 75) and len(ends) == (3 if others_end else 2)
+    assert (("waits", 1.0) in order) == others_end

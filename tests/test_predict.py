@@ -114,6 +114,21 @@ def run_predict(workdir, source, output, **fields):
     return predict.predict_workdir(make_config(**values), predict.epath.Path(workdir))
 
 
+def test_full_images_are_said_and_inputs_are_never_overwritten(workdir, tmp_path, capsys):
+    picture = tmp_path / "a.jpg"
+    cv2.imwrite(str(picture), PICTURES[0])
+    before = picture.read_bytes()
+    none = {"predict.score_threshold": 0.0, "eval.max_detections": 2}
+    counts = run_predict(workdir, picture, tmp_path / "out", **none)
+    assert counts["detections"] == 2
+    assert "1 images hold as many boxes as may be found (eval.max_d" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is the folder of the images"):
+        run_predict(workdir, picture, tmp_path)
+    assert picture.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == [
+        "a.jpg", "out"
+    ]  # fmt: skip
+
+
 def test_folder(workdir, detector, tmp_path, capsys):
     threshold = float(np.median(detector(PICTURES[0]).scores))
     folder, output = tmp_path / "in", tmp_path / "out"
@@ -126,9 +141,10 @@ def test_folder(workdir, detector, tmp_path, capsys):
     assert (counts["images"], counts["unreadable"]) == (2, 1)
     captured = capsys.readouterr()
     assert "broken.jpg" in captured.err and "2 images" in captured.out
-    drawn = media.read_image_file(output / "a.png.jpg")
+    assert "images hold as many boxes" not in captured.out
+    drawn = media.read_image_file(output / "a.jpg")
     assert drawn.shape[0] / drawn.shape[1] == pytest.approx(90 / 130, abs=0.01)
-    assert (output / "inner__b.png.jpg").exists()
+    assert (output / "inner__b.jpg").exists()
     results = json.loads((output / "detections.json").read_text())
     with (output / "detections.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -11,6 +11,7 @@ from typing import NamedTuple, SupportsInt
 
 import numpy as np
 
+from atss_jax.data.dataset import DetectionDataset
 from atss_jax.data.images import resized_size
 from atss_jax.errors import UserError
 from atss_jax.typing import Float, Int
@@ -36,6 +37,14 @@ class Sizes(NamedTuple):
     short_side: int
     max_long_side: int
     buckets: tuple[tuple[int, int], ...]
+
+
+def relative_sides(dataset: DetectionDataset) -> np.ndarray:
+    """Sides of the objects (root of width times height) as shares of their image's long side."""
+    annotations = dataset.annotations
+    kept = ~annotations.is_crowd
+    sides = np.sqrt(np.prod(annotations.xywh[kept, 2:], axis=1))
+    return sides / dataset.sizes.max(axis=1)[annotations.record[kept]]
 
 
 def choose_image_size(sizes: Int[np.ndarray, "N 2"], sides: Float[np.ndarray, " M"]) -> int:

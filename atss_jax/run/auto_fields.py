@@ -33,7 +33,7 @@ def resolve(
     sets = [train_set] if val_set is None else [train_set, val_set]
     if data.image_size >= 0:
         image_size = data.image_size or auto_sizes.choose_image_size(
-            train_set.sizes, relative_sides(train_set)
+            train_set.sizes, auto_sizes.relative_sides(train_set)
         )
         sizes = auto_sizes.derive_sizes(np.concatenate([s.sizes for s in sets]), image_size)
         data = dataclasses.replace(data, image_size=image_size, **sizes._asdict())
@@ -53,11 +53,3 @@ def resolve(
         config = auto_batch.with_batch(config, choice.global_batch)
         lines.append(str(choice))
     return config, lines
-
-
-def relative_sides(dataset: DetectionDataset) -> np.ndarray:
-    """Sides of the objects (root of width times height) as shares of their image's long side."""
-    annotations = dataset.annotations
-    kept = ~annotations.is_crowd
-    sides = np.sqrt(np.prod(annotations.xywh[kept, 2:], axis=1))
-    return sides / dataset.sizes.max(axis=1)[annotations.record[kept]]

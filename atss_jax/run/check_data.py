@@ -17,14 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 
-from atss_jax.data import batch_rows
+from atss_jax.data import auto_sizes, batch_rows
 from atss_jax.data.batch_plan import choose_bucket
+from atss_jax.data.config import DataConfig
 from atss_jax.data.dataset import DetectionDataset, Finding
 from atss_jax.data.images import resized_size
 from atss_jax.data.plausibility import compare
 from atss_jax.drawing.palette import class_color
 from atss_jax.run import classes
-from atss_jax.run.browse_data import DEFAULT_BUCKETS, add_source_arguments, load, parse_buckets
+from atss_jax.run.browse_data import add_source_arguments, load, parse_buckets
 
 SMALL, MEDIUM = 32**2, 96**2
 """COCO's limits of small and medium areas, px^2."""
@@ -76,6 +77,21 @@ def report(dataset: DetectionDataset, args: argparse.Namespace) -> list[str]:
     kinds = {finding.kind: finding.message for finding in reversed(health.odd_examples)}
     lines += [f"such as {kind}: {message}" for kind, message in sorted(kinds.items())]
     return lines
+
+
+def _choose_sizes(args: argparse.Namespace, dataset: DetectionDataset) -> None:
+    """Fills in the sizes that were not given: those of `data.image_size=auto`, or the recipes'."""
+    names = ("short_side", "max_long_side", "buckets")
+    if all(getattr(args, name) is None for name in names):
+        image_size = auto_sizes.choose_image_size(dataset.sizes, auto_sizes.relative_sides(dataset))
+        sizes = auto_sizes.derive_sizes(dataset.sizes, image_size)
+        print(f"image size as `atss train` chooses: {image_size} px")
+    else:
+        usual = DataConfig()
+        sizes = auto_sizes.Sizes(usual.short_side, usual.max_long_side, usual.buckets)
+    for name in names:
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(sizes, name))
 
 
 def bucket_lines(dataset: DetectionDataset, args: argparse.Namespace) -> list[str]:
@@ -171,11 +187,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.set_defaults(on_error="skip", max_bad_fraction=1.0)
     parser.add_argument("--decode", action="store_true", help="decode every image")
     parser.add_argument("--html", default="", help="page to write")
-    parser.add_argument("--buckets", type=parse_buckets, default=parse_buckets(DEFAULT_BUCKETS))
-    parser.add_argument("--short_side", type=int, default=800)
-    parser.add_argument("--max_long_side", type=int, default=1333)
+    parser.add_argument("--buckets", type=parse_buckets, help="default: as `atss train` chooses")
+    parser.add_argument("--short_side", type=int, help="likewise, px")
+    parser.add_argument("--max_long_side", type=int, help="likewise, px")
     args = parser.parse_args(arguments)
     dataset = load(args)
+    _choose_sizes(args, dataset)
     if args.decode:
         decode_all(dataset)
     lines = report(dataset, args)

@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-import threading
 import traceback
 
 import jax
@@ -15,9 +14,6 @@ from atss_jax.run.mode_table import MODES
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import peers, screen, xla_flags
 from atss_jax.runtime.metric_writer import configure_logging
-
-CLEAN_END_SECONDS = 8.0
-"""Processes that were told to stop wait so long for each other."""
 
 
 def run(mode: str, config: Recipe, workdir: str, checkpoint: str = "last") -> int:
@@ -35,7 +31,7 @@ def run(mode: str, config: Recipe, workdir: str, checkpoint: str = "last") -> in
     if not workdir:  # nothing of a run is read: no other process is waited for
         return _call(mode, config, None, checkpoint)
     try:
-        return _call(mode, config, epath.Path(workdir), checkpoint)
+        code = _call(mode, config, epath.Path(workdir), checkpoint)
     except Exception as error:
         if jax.process_count() == 1:
             raise
@@ -54,18 +50,11 @@ def run(mode: str, config: Recipe, workdir: str, checkpoint: str = "last") -> in
         peers.announce_failure(code, f"{type(error).__name__}: {error}")
         # a clean end would wait for the other processes, of which one may be dead
         os._exit(code)
-
-
-def _leave_after(code: int) -> int:
-    """The exit code; ends a process of the command line even if a blocked thread lives on."""
-    signal_handlers = stop_signal.of_process()
-    if signal_handlers is not None:
-        if jax.process_count() == 1:
-            signal_handlers.leave(code)
-        # the clean end of several processes waits for the slowest; a lost one must not hold it
-        timer = threading.Timer(CLEAN_END_SECONDS, signal_handlers.leave, [code])
-        timer.daemon = True
-        timer.start()
+    stop = stop_signal.of_process()
+    if stop is not None and jax.process_count() > 1:
+        peers.end_together(code)
+    if stop is not None and code == stop_signal.PREEMPTED_EXIT_CODE:
+        stop.leave(code)  # even if a blocked thread lives on
     return code
 
 
@@ -108,7 +97,7 @@ def _train(config: Recipe, workdir: epath.Path, *, with_evaluation: bool) -> int
         train.train(config, workdir, with_evaluation=with_evaluation)
     except train.Preempted as stop:
         screen.say(str(stop))
-        return _leave_after(stop_signal.PREEMPTED_EXIT_CODE)
+        return stop_signal.PREEMPTED_EXIT_CODE
     except step_log.NonFiniteError as error:
         screen.say(f"error: {error}")
         return 1

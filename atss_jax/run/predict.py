@@ -47,12 +47,17 @@ def predict_workdir(
         raise UserError("config.predict.input is empty. Give an image, folder, glob or video.")
     is_video = media.is_video(source) and os.path.isfile(source)
     files = [] if is_video else media.find_images(source)
+    output = epath.Path(config.predict.output or workdir / "predictions")
+    if any(os.path.realpath(file.parent) == os.path.realpath(output) for file in files):
+        raise UserError(
+            f"config.predict.output={str(output)!r} is the folder of the images, and drawings take "
+            "their names. Give another."
+        )
     workdir_files.open_workdir(config, workdir)
     detector = Detector.load(
         workdir, config=config, batch_size=config.eval.batch_size, checkpoint=checkpoint
     )
     print(f"step {detector.step} ({checkpoint}) of {workdir}")
-    output = epath.Path(config.predict.output or workdir / "predictions")
     workdir_files.make_folder(output, "config.predict.output")
     if is_video:
         rows, failed = _predict_video(detector, source, output), []
@@ -73,6 +78,13 @@ def predict_workdir(
         f"{counts['detections']} detections with score >= {config.predict.score_threshold} in "
         f"{counts['images']} images: drawings, detections.json and detections.csv in {output}"
     )
+    limit = config.eval.max_detections
+    full = sum(len(found.scores) >= limit for _, found in rows)
+    if full:
+        screen.show(
+            f"{full} images hold as many boxes as may be found (eval.max_detections={limit}). To "
+            f"see fewer, raise predict.score_threshold, now {config.predict.score_threshold:g}"
+        )
     for message in failed:
         screen.show(f"skipped {message}", sys.stderr)
     if failed and not rows:
@@ -129,17 +141,18 @@ def _predict_video(
 
 
 def drawing_name(name: str, taken: set[str]) -> str:
-    """A flat name for the drawing of a file, unlike all `taken`, to which it is added.
+    """A flat name for the drawing of a file, without suffix and unlike all `taken`.
 
     Args:
       name: path of the file below the folder of all.
-      taken: names given so far, in lower case: not every file system knows the difference.
+      taken: names given so far, in lower case: not every file system knows the difference. The
+        new name is added.
 
     >>> taken = set()
     >>> drawing_name("a/b.png", taken), drawing_name("a__b.png", taken)
-    ('a__b.png', 'a__b.png_2')
+    ('a__b', 'a__b_2')
     """
-    flat = unique = name.replace(os.sep, "__")
+    flat = unique = os.path.splitext(name)[0].replace(os.sep, "__")
     number = 1
     while unique.lower() in taken:
         number += 1

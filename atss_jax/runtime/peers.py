@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed
@@ -33,6 +33,8 @@ SILENT_SECONDS = 30.0
 """A process without one for so long is lost."""
 NOTICE_SECONDS = 3.0
 """A failing process stays so long, for the others to read why."""
+END_SECONDS = 8.0
+"""Process 0 waits at its end so long for the others."""
 PREFIX = "atss_jax/"
 _NUMBERS = itertools.count()
 """Of the comparisons of this process: all processes make the same ones, and a key is set once."""
@@ -154,6 +156,29 @@ def announce_stop() -> None:
         store.key_value_set(f"{PREFIX}failed", text)
     if jax.process_index() == 0:
         time.sleep(NOTICE_SECONDS)
+
+
+def end_together(code: int) -> NoReturn:
+    """Ends this process of a job whose processes have all done their work; JAX's own end may hang.
+
+    After a signal near the end of a run, JAX's threads may wait for a process that has ended
+    already (seen with 0.10.2). Process 0 stays until the others are gone: JAX aborts those that
+    lose it.
+    """
+    store, index = client(), jax.process_index()
+    with contextlib.suppress(
+        Exception
+    ):  # a process that is gone, or late, does not hold the others
+        store.key_value_set(f"{PREFIX}done/{index}", str(code))
+        if index == 0:
+            until = time.monotonic() + END_SECONDS
+            for other in range(1, jax.process_count()):
+                left = max(0.0, until - time.monotonic())
+                store.blocking_key_value_get(f"{PREFIX}done/{other}", int(left * 1000))
+            time.sleep(1.0)  # from its note to its end
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def is_of_runtime(error: BaseException) -> bool:
