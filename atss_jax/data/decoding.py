@@ -122,6 +122,15 @@ def read_header(source: bytes | ReadableFile, max_pixels: int = MAX_PIXELS) -> H
     if isinstance(source, bytes) and _is_jpeg(source):
         size = jpeg_markers.plain_size(source)
     header = _ask_pillow(source) if size is None else Header(size, 1, 8)
+    return _within(header, max_pixels)
+
+
+def _within(header: Header, max_pixels: int) -> Header:
+    """The header of an image that may be decoded.
+
+    Raises:
+      ValueError, TooManyPixels: as `read_header`.
+    """
     height, width = header.size
     if height * width > max_pixels:
         raise TooManyPixels(
@@ -229,8 +238,12 @@ def decode(
     Raises:
       ValueError: does not decode, is cut off or too large, or has values of unknown range.
     """
+    size = jpeg_markers.plain_size(data, is_upright=False) if _is_jpeg(data) else None
     try:
-        header = read_header(data, max_pixels)
+        if size is None:
+            header = read_header(data, max_pixels)
+        else:  # its EXIF is not asked again
+            header = _within(Header(size, 1, 8), max_pixels)
     except ValueError as error:
         raise ValueError(f"does not decode: {error}") from None
     if is_cut(data):

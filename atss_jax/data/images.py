@@ -188,11 +188,12 @@ def move_boxes(
     for axis, low, high in ((0, 1, 3), (1, 0, 2)):
         if placement.flip[axis]:
             moved[:, [low, high]] = image_size[axis] - moved[:, [high, low]]
-    moved *= np.tile(placement.scale(image_size)[::-1], 2)
-    moved -= np.tile(placement.offset[::-1], 2)
+    (down, right), (top, left) = placement.scale(image_size), placement.offset
+    moved *= (right, down, right, down)
+    moved -= (left, top, left, top)
     height, width = placement.size
-    clipped = moved.clip(0, [width, height, width, height])
-    area, visible = (np.prod(b[:, 2:] - b[:, :2], axis=1) for b in (moved, clipped))
-    keep = visible >= MIN_VISIBLE * area
-    keep &= (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
+    clipped = np.minimum(np.maximum(moved, 0), (width, height, width, height))
+    sides, visible = moved[:, 2:] - moved[:, :2], clipped[:, 2:] - clipped[:, :2]
+    keep = visible[:, 0] * visible[:, 1] >= MIN_VISIBLE * (sides[:, 0] * sides[:, 1])
+    keep &= (visible[:, 0] > 0) & (visible[:, 1] > 0)
     return clipped, keep

@@ -16,19 +16,23 @@ _FRAMES = {0xC0, 0xC1, 0xC2}
 """Starts of frames that every decoder knows: baseline, extended, progressive."""
 _PLAIN = {0xC4, 0xDB, 0xDD, 0xE0, 0xED, 0xEE, 0xFE}
 """Tables, JFIF, Photoshop, Adobe and comments: none of them turns the picture."""
+_APPLICATION = set(range(0xE0, 0xF0))
+"""EXIF, colour profiles and others: they may turn the picture; its stored size stays."""
 _COMPONENTS = {1, 3}
 
 
-def plain_size(data: bytes) -> tuple[int, int] | None:
-    """(h, w) px of a JPEG of 8 bits per sample, gray or colour, without EXIF.
+def plain_size(data: bytes, *, is_upright: bool = True) -> tuple[int, int] | None:
+    """Stored (h, w) px of a JPEG of 8 bits per sample, gray or colour.
 
     Args:
       data: the file's beginning.
+      is_upright: None also for a file that has EXIF, which may turn it.
 
     Returns:
       None where the header has anything else in it, or is damaged: an image library has to look.
     """
     place, size = 2, None
+    passed = _PLAIN if is_upright else _PLAIN | _APPLICATION
     while place + 9 < len(data):
         if data[place] != 0xFF:
             return None
@@ -43,7 +47,7 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
             size = (height, width)
         elif code == _SCAN:
             return size
-        elif code not in _PLAIN or length < 2:
+        elif code not in passed or length < 2:
             return None
         place += 2 + length
     return None
