@@ -121,10 +121,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--folder", default="", help="on the disk to measure; emptied")
+    parser.add_argument("--folder", default="", help="on the disk to measure")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--restarts", type=int, default=3)
     args = parser.parse_args()
+    if args.folder:
+        Path(args.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder or None) as name:
         found = measure(Path(name) / "state", args.repeats)
         if args.restarts:

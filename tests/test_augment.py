@@ -195,3 +195,17 @@ def test_every_augmentation_can_be_written_in_a_recipe():
 def test_wrong_entries_are_named(text, message):
     with pytest.raises(ValueError, match=message):
         parse_augmentation(text)
+
+
+def test_draws_are_numpys_philox_at_their_place():
+    """Interleaved, beyond a block of four, and with a negative seed."""
+    places = [(7, 3, 5, 0), (-1, 2**40, 0, 2)]
+    draws = [Draws(*place) for place in places]
+    found = [[d.uniform() for d in draws] for _ in range(11)]
+    for column, (seed, step, row, place) in enumerate(places):
+        philox = np.random.Philox(
+            key=np.array([seed % 2**64, 2], np.uint64),
+            counter=np.array([0, place, row, step], np.uint64),
+        )
+        expected = (philox.random_raw(11) >> np.uint64(11)) * 2.0**-53
+        assert [numbers[column] for numbers in found] == expected.tolist()

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from atss_jax.data import augment, augment_list, loader
+from atss_jax.data import augment, augment_list, batch_rows, loader
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.coco import load_coco
 from atss_jax.data.dataset import DetectionDataset
@@ -214,6 +214,23 @@ def test_a_broken_or_changed_file_is_named(tmp_path):
     cv2.imwrite(str(tmp_path / "2.png"), np.zeros((8, 9, 3), np.uint8))
     with pytest.raises(ValueError, match=r"image 20 .*decodes to .*\(8, 9\)"):
         take(loader.train_batches(dataset, plan), 4)
+
+
+def test_a_file_that_is_cut_after_its_first_reading_is_still_found(tmp_path):
+    picture = np.random.default_rng(3).integers(0, 256, (60, 80, 3), np.uint8)
+    path = tmp_path / "a.jpg"
+    cv2.imwrite(str(path), picture)
+    about = {"id": 1, "file_name": "a.jpg", "height": 60, "width": 80}
+    content = {"images": [about], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    dataset = load_coco(str(tmp_path / "a.json"), str(tmp_path), name="one")
+    batch_rows.read_image(dataset, 0)
+    assert dataset.whole_bytes.tolist() == [path.stat().st_size]
+    batch_rows.read_image(dataset, 0)
+    path.write_bytes(path.read_bytes()[:-500])
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"a.jpg\) of one: the file is cut off"):
+            batch_rows.read_image(dataset, 0)
 
 
 @pytest.mark.parametrize("hosts", [1, 2])

@@ -142,9 +142,14 @@ def read_image(dataset: DetectionDataset, record: int) -> UInt8[np.ndarray, "h w
       ValueError: it does not decode, or has another size than when the data set was read.
     """
     try:
+        data = dataset.image_bytes(record)
         image = decoding.decode(
-            dataset.image_bytes(record), int(dataset.orientations[record]), dataset.max_pixels
+            data,
+            int(dataset.orientations[record]),
+            dataset.max_pixels,
+            is_known_whole=bool(dataset.whole_bytes[record] == len(data)),
         )
+        dataset.whole_bytes[record] = len(data)
     except (ValueError, OSError) as error:
         raise UserError(
             f"image {dataset.image_ids[record]} ({dataset.file_name(record)}) of {dataset.name}: "

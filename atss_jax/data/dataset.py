@@ -198,6 +198,7 @@ class DetectionDataset:
             "_boxes": boxes[keep],
             "_labels": labels[keep],
             "annotation_labels": labels,
+            "whole_bytes": np.zeros(len(self.image_ids), np.int64),
             "_offsets": offsets,
             "has_objects": has_objects,
         }
@@ -209,6 +210,8 @@ class DetectionDataset:
     _offsets: np.ndarray = dataclasses.field(init=False, repr=False)
     annotation_labels: Int[np.ndarray, " M"] = dataclasses.field(init=False, repr=False)
     """Dense label of every row of `annotations`."""
+    whole_bytes: Int[np.ndarray, " N"] = dataclasses.field(init=False, repr=False)
+    """Length of each file that was decoded and found not to be cut off; 0 for the others."""
     has_objects: Bool[np.ndarray, " N"] = dataclasses.field(init=False, repr=False)
     """Whether an image has a box to train on that is wider and higher than a pixel."""
 
