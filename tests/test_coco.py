@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atss_jax.data import batch_rows, image_files, loader
 from atss_jax.data import content as content_module
-from atss_jax.data import image_files, loader
 from atss_jax.data.batch_plan import BatchPlan
 from atss_jax.data.coco import load_coco
 from atss_jax.data.config import DataConfig
@@ -381,6 +381,9 @@ def test_ids_may_be_large_or_text(tmp_path):
     expected = result | {"image_id": "00f1-c2", "category_id": "cat-uuid"}
     assert dataset.original_results([result]) == [expected]
     assert dataset.inside_results([expected]) == [result]
+    (tmp_path / "7.png").unlink()
+    with pytest.raises(ValueError, match=r"image 00f1-c2 \(7.png\) of mine: "):
+        batch_rows.read_image(dataset, 2)
 
 
 def test_byte_order_mark_and_lvis_names(tmp_path):

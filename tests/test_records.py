@@ -124,8 +124,18 @@ def assert_same_batches(first: DetectionDataset, second: DetectionDataset) -> No
             assert a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
-def test_own_records_equal_the_json(from_json, tmp_path):
+def test_text_ids_become_numbers_in_records_and_that_is_said(from_json, tmp_path, caplog):
+    names = tuple(f"picture {n}" for n in range(from_json.num_records))
+    named = dataclasses.replace(from_json, original_image_ids=names)
+    prepare_records(named, str(tmp_path), "mine", "train")
+    assert "the image ids (picture 0, ...) become numbers from 1" in caplog.text
+    records = load_tfds("mine", "train", str(tmp_path))
+    np.testing.assert_array_equal(records.image_ids, from_json.image_ids)
+
+
+def test_own_records_equal_the_json(from_json, tmp_path, caplog):
     prepare_records(from_json, str(tmp_path), "mine", "train", shard_bytes=2**21)
+    assert "become numbers" not in caplog.text
     records = load_tfds("mine", "train", str(tmp_path))
     assert len(list(tmp_path.glob("mine/1.0.0/*.array_record-*"))) > 1
     assert records.coco_ground_truth() == from_json.coco_ground_truth()

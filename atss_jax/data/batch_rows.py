@@ -56,7 +56,7 @@ def check_overflow(dataset: DetectionDataset, max_boxes: int, on_overflow: str) 
     if on_overflow == "error":
         first = int(over[0])
         raise UserError(
-            f"image {dataset.image_ids[first]} ({dataset.file_name(first)}): {counts[first]} "
+            f"image {dataset.image_id(first)} ({dataset.file_name(first)}): {counts[first]} "
             f"ground-truth boxes, but data.max_boxes={max_boxes} ({len(over)} such images, at most "
             f'{counts[worst]} boxes). Raise it, or set data.on_overflow="largest".'
         )
@@ -152,12 +152,12 @@ def read_image(dataset: DetectionDataset, record: int) -> UInt8[np.ndarray, "h w
         dataset.whole_bytes[record] = len(data)
     except (ValueError, OSError) as error:
         raise UserError(
-            f"image {dataset.image_ids[record]} ({dataset.file_name(record)}) of {dataset.name}: "
+            f"image {dataset.image_id(record)} ({dataset.file_name(record)}) of {dataset.name}: "
             f"{error}. Fix or remove it; `atss check --decode` finds all such files."
         ) from error
     if image.shape[:2] != tuple(dataset.sizes[record]):
         raise UserError(
-            f"image {dataset.image_ids[record]} ({dataset.file_name(record)}) of {dataset.name}: "
+            f"image {dataset.image_id(record)} ({dataset.file_name(record)}) of {dataset.name}: "
             f"decodes to (h, w) {image.shape[:2]}, but its size is {tuple(dataset.sizes[record])}. "
             "Was the file changed? Prepare the data set again."
         )

@@ -6,6 +6,7 @@
 
 import hashlib
 import io
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -163,6 +164,16 @@ def prepare_records(
     for what, value in (("name", name), ("split", split)):
         if not re.fullmatch("[a-z][a-z0-9_]*", value):
             raise UserError(f"{what}={value!r}: use small letters, digits and underscores.")
+    for what, ids in (
+        ("image", dataset.original_image_ids),
+        ("category", dataset.original_category_ids),
+    ):
+        if ids is not None:
+            logging.warning(
+                "%s: records hold 64-bit integers, so the %s ids (%s, ...) become numbers from 1, "
+                "also in the results of runs on these records",
+                *(dataset.name, what, ids[0]),
+            )
     folder = epath.Path(data_dir) / name / RECORDS_VERSION
     folder.mkdir(parents=True, exist_ok=True)
     _claim_split(dataset, folder, split, shard_bytes)

@@ -90,7 +90,7 @@ def draw_row(dataset: DetectionDataset, batch: Batch, row: int, width: int) -> n
         class_names=dataset.class_names,
         min_short_side=1,
     )
-    about = f"{dataset.image_ids[batch.record_index[row]]}  {image.shape[0]}x{image.shape[1]} px"
+    about = f"{dataset.image_id(batch.record_index[row])}  {image.shape[0]}x{image.shape[1]} px"
     return visualize.with_title(tile, about)
 
 

@@ -69,7 +69,7 @@ def report(dataset: DetectionDataset, args: argparse.Namespace) -> list[str]:
     lines.append("classes (annotations):")
     order = np.argsort(-counts, kind="stable")
     lines += [
-        f"  {dataset.class_names[n]} (id {dataset.category_ids[n]}): {counts[n]}" for n in order
+        f"  {dataset.class_names[n]} (id {dataset.category_id(n)}): {counts[n]}" for n in order
     ]
     for title, found in (("odd, kept", health.odd), ("bad, dropped", health.bad)):
         lines.append(f"{title}: {sum(found.values())}")

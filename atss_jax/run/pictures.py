@@ -148,7 +148,7 @@ def draw_assignments(
                 np.asarray(batch.image[row, :height, :width]),
                 [c[p] for c, p in zip(centers, positive, strict=True)],
                 np.asarray(truth.boxes[row])[np.asarray(truth.is_valid[row])],
-                title=f"image {setup.train_set.image_ids[batch.record_index[row]]}",
+                title=f"image {setup.train_set.image_id(batch.record_index[row])}",
             )
         )
     return pictures

@@ -158,7 +158,7 @@ class StepLog:
             return
         self._bad_in_a_row += 1
         dataset = self._setup.train_set
-        image_ids = [int(dataset.image_ids[r]) for r in records]
+        image_ids = [dataset.image_id(r) for r in records]
         folder = self._workdir / "bad_steps"
         folder.mkdir(parents=True, exist_ok=True)
         name = f"step_{step}_process_{jax.process_index()}"
