@@ -1,7 +1,6 @@
 """Runs one mode of the command line, and turns outcomes into exit codes."""
 
 import logging
-import os
 import sys
 import traceback
 
@@ -48,10 +47,11 @@ def run(mode: str, config: Recipe, workdir: str, checkpoint: str = "last") -> in
         sys.stderr.flush()
         peers.await_verdict(error)
         peers.announce_failure(code, f"{type(error).__name__}: {error}")
-        # a clean end would wait for the other processes, of which one may be dead
-        os._exit(code)
+        peers.end_together(code)
     stop = stop_signal.of_process()
     if stop is not None and jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
         peers.end_together(code)
     if stop is not None and code == stop_signal.PREEMPTED_EXIT_CODE:
         stop.leave(code)  # even if a blocked thread lives on

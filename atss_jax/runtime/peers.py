@@ -159,7 +159,7 @@ def announce_stop() -> None:
 
 
 def end_together(code: int) -> NoReturn:
-    """Ends this process of a job whose processes have all done their work; JAX's own end may hang.
+    """Ends this process of a job whose processes all end; JAX's own end may hang.
 
     After a signal near the end of a run, JAX's threads may wait for a process that has ended
     already (seen with 0.10.2). Process 0 stays until the others are gone: JAX aborts those that
@@ -169,15 +169,13 @@ def end_together(code: int) -> NoReturn:
     with contextlib.suppress(
         Exception
     ):  # a process that is gone, or late, does not hold the others
-        store.key_value_set(f"{PREFIX}done/{index}", str(code))
+        store.key_value_set(f"{PREFIX}done/{index}", str(code), allow_overwrite=True)
         if index == 0:
             until = time.monotonic() + END_SECONDS
             for other in range(1, jax.process_count()):
                 left = max(0.0, until - time.monotonic())
                 store.blocking_key_value_get(f"{PREFIX}done/{other}", int(left * 1000))
             time.sleep(1.0)  # from its note to its end
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)
 
 
@@ -211,7 +209,7 @@ def _end(code: int, reason: str) -> None:
     os.write(2, f"error: {reason}\n".encode())
     if jax.process_index() == 0 and code == RESTART_EXIT_CODE:
         announce_failure(code, reason)
-    os._exit(code)
+    end_together(code)
 
 
 def _watch(store: Any, end: Callable[[int, str], None]) -> None:
