@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from atss_jax.data.config import DataConfig
-from atss_jax.data.dataset import Finding
+from atss_jax.data.health import Finding
 from atss_jax.data.plausibility import COLUMNS, MAX_LINES, start_report
 from atss_jax.data.sources import load_split
 from atss_jax.errors import UserError

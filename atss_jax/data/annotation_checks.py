@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
-from atss_jax.data.dataset import Annotations, Finding, Health
+from atss_jax.data.dataset import Annotations
+from atss_jax.data.health import Finding, Health
 from atss_jax.data.identifiers import is_id, shown, to_int64
 
 

@@ -18,8 +18,9 @@ from atss_jax.data.annotation_checks import (
     read_annotations,
 )
 from atss_jax.data.config import DataConfig
-from atss_jax.data.dataset import DetectionDataset, Finding, Health
+from atss_jax.data.dataset import DetectionDataset
 from atss_jax.data.file_names import name_of_url
+from atss_jax.data.health import Finding, Health
 from atss_jax.data.identifiers import is_id, shown, sort_key, to_int64
 from atss_jax.data.image_files import FilePolicy, FolderSource, ListedImage, check_files
 from atss_jax.data.oddities import count_oddities

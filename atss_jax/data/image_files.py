@@ -19,8 +19,8 @@ import numpy as np
 from etils import epath
 
 from atss_jax.data import decoding
-from atss_jax.data.dataset import Finding, Health
 from atss_jax.data.file_names import FolderListing, leaves_folder
+from atss_jax.data.health import Finding, Health
 
 HEAD_BYTES, TAIL_BYTES = 60 * 1024, 4 * 1024
 _THREADS = 8

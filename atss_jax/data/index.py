@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from atss_jax.data.config import DataConfig
-from atss_jax.data.dataset import Annotations, DetectionDataset, Finding, Health
+from atss_jax.data.dataset import Annotations, DetectionDataset
+from atss_jax.data.health import Finding, Health
 from atss_jax.data.image_files import FolderSource
 from atss_jax.data.splits import SplitSource
 from atss_jax.files import write_whole

@@ -3,7 +3,8 @@
 import numpy as np
 from jaxtyping import Bool, Float
 
-from atss_jax.data.dataset import DetectionDataset, Finding
+from atss_jax.data.dataset import DetectionDataset
+from atss_jax.data.health import Finding
 
 CLIP_TOLERANCE = 1.0
 """px by which a box may stick out of its image before that counts as odd (rounding)."""

@@ -20,10 +20,9 @@ from atss_jax.data.config import DataConfig
 from atss_jax.data.dataset import (
     Annotations,
     DetectionDataset,
-    Finding,
-    Health,
     training_boxes,
 )
+from atss_jax.data.health import Finding, Health
 from atss_jax.data.record_columns import (
     cached_columns,
     image_feature,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atss_jax.data.content import Content
-from atss_jax.data.dataset import Finding
+from atss_jax.data.health import Finding
 from atss_jax.data.media import IMAGE_SUFFIXES
 from atss_jax.data.splits import Layout, SplitSource, folders
 from atss_jax.errors import UserError

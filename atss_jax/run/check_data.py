@@ -20,7 +20,8 @@ import numpy as np
 from atss_jax.data import auto_sizes, batch_rows
 from atss_jax.data.batch_plan import choose_bucket
 from atss_jax.data.config import DataConfig
-from atss_jax.data.dataset import DetectionDataset, Finding
+from atss_jax.data.dataset import DetectionDataset
+from atss_jax.data.health import Finding
 from atss_jax.data.images import resized_size
 from atss_jax.data.plausibility import compare
 from atss_jax.drawing.palette import class_color
