@@ -4,10 +4,11 @@ r"""The paper's Tables 1 to 8 (arXiv 1912.02424) and recipes after it: list, run
     python scripts/paper_rows.py run --tables 2,3 --preset mini --seeds 3 --out FOLDER
     python scripts/paper_rows.py report --out FOLDER          Markdown; --html, --json for files
 
-`run` skips what is finished, so the same command goes on; any number of machines may run it on a
-shared FOLDER (scripts/row_queue.py says how they share it). The seeds are the outer loop: stopped
-early, each seed so far is complete. `--preset paper` is COCO and takes days of a GPU; `--preset
-mini` is configs/mini.py, minutes of a CPU core. Rows that are the same run are trained once.
+`run` skips what is finished, so the same command goes on, and with --known=RESULTS.json also what
+an earlier report wrote. Any number of machines may run it on a shared FOLDER
+(scripts/row_queue.py says how they share it). The seeds are the outer loop: stopped early, each
+seed so far is complete. `--preset paper` is COCO and takes days of a GPU; `--preset mini` is
+configs/mini.py, minutes of a CPU core. Rows that are the same run are trained once.
 Flags after `--` are added to every command, such as `-- --config.data.data_dir=/data`.
 """
 
@@ -58,7 +59,12 @@ class Job(NamedTuple):
     @property
     def name(self) -> str:
         """Name of its files and of its workdir."""
-        return f"{self.preset}-{self.run}-seed{self.seed}"
+        return job_name(self.preset, self.run, self.seed)
+
+
+def job_name(preset: str, run: str, seed: int) -> str:
+    """Name of a job's files and of its workdir."""
+    return f"{preset}-{run}-seed{seed}"
 
 
 def make_job(row: Row, preset: str, seed: int) -> Job:
@@ -179,6 +185,8 @@ def _run(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
         for job in jobs:
             if queue.has_failed(job.name):
                 queue.release_failed(job.name)
+    for result in _read_results(options.known) if options.known else []:
+        queue.finish(job_name(result["preset"], result["run"], result["seed"]), result)
     scratch = options.scratch or options.out / "runs"
     try:
         failed = work(queue, jobs, lambda job: run_job(job, scratch.resolve(), extra))
@@ -191,12 +199,17 @@ def _run(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
     return int(bool(failed))
 
 
+def _read_results(path: Path) -> list[dict[str, Any]]:
+    """What `report --json` wrote."""
+    return json.loads(path.read_text())["results"]
+
+
 def _report(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
     del extra
     if options.out.is_dir():
         results = RowQueue(options.out).results()
     else:
-        results = json.loads(options.out.read_text())["results"]
+        results = _read_results(options.out)
     results = [result for result in results if result["preset"] == options.preset]
     if not results:
         raise ValueError(f"--out {options.out}: no finished row of --preset {options.preset}.")
@@ -229,6 +242,7 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--seeds", type=int, default=1, help="seeds 0 to N - 1")
             one.add_argument("--scratch", type=Path, help="folder of this machine for workdirs")
             one.add_argument("--expires", type=float, default=120, help="s until a claim is dead")
+            one.add_argument("--known", type=Path, help="results of a report --json, not run again")
             one.add_argument("--retry-failed", action="store_true", help="run failed rows again")
         if mode == "report":
             one.add_argument("--html", type=Path, help="also write this page")

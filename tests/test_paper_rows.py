@@ -154,6 +154,20 @@ def test_a_failed_row_is_recorded_and_the_others_run(tmp_path, capsys):
     assert record["reason"] == "out of memory"
 
 
+def test_results_of_an_earlier_report_are_not_run_again(tmp_path, monkeypatch, capsys):
+    jobs = paper_rows.make_jobs(table_rows.selected(["2"]), "mini", 1)
+    results = [{"preset": job.preset, "run": job.run, "seed": job.seed} for job in jobs]
+    known = tmp_path / "results.json"
+    known.write_text(json.dumps({"results": results}))
+    run = ["run", "--tables", "2", "--preset", "mini", "--known", str(known)]
+    monkeypatch.setattr(sys, "argv", ["paper_rows.py", *run, "--out", str(tmp_path / "rows")])
+    monkeypatch.setattr(paper_rows, "run_job", None)  # would raise TypeError
+    with pytest.raises(SystemExit, match="0"):
+        paper_rows.main()
+    assert f"{len(jobs)} of {len(jobs)} runs finished" in capsys.readouterr().out
+    assert len(RowQueue(tmp_path / "rows").results()) == len(jobs)
+
+
 WORKER = """
 import sys, time
 from pathlib import Path
