@@ -1,7 +1,8 @@
 """Eight CPU devices, checked shapes: both must be set up before jax or the package is imported.
 
 Programs are compiled with few optimisations, several times as fast, and kept from one test run to
-the next.  Processes that tests start inherit both.
+the next. Processes that tests start inherit both. With ATSS_JAX_TEST_XLA=default in the environment
+they are compiled as users compile them.
 """
 
 import os
@@ -14,7 +15,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
-        *xla_flags(),
+        *([] if os.environ.get("ATSS_JAX_TEST_XLA") == "default" else xla_flags()),
         "--xla_force_host_platform_device_count=8",
     ]
 )
@@ -26,7 +27,11 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
+from tests import golden_errors  # noqa: E402
+
 install_import_hook("atss_jax", "beartype.beartype")
+if golden_errors.FOLDER in os.environ:
+    golden_errors.note_comparisons()
 
 SHARED = ROOT.parent / "shared"
 

@@ -151,7 +151,8 @@ def compare_detections(golden, found, i, regression):
 def close(ours, golden, tolerance=1e-4):
     """Largest error at most `tolerance` standard deviations of the golden map."""
     assert ours.shape == golden.shape
-    assert np.abs(ours - golden).max() <= tolerance * golden.std() + 1e-7
+    atol = tolerance * golden.std() + 1e-7
+    np.testing.assert_allclose(ours, golden, rtol=0, atol=atol)
 
 
 def generated(name, shape):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import golden_errors
 from tests.conftest import with_devices
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +24,9 @@ def run(shared, split, *, x64):
     command = [sys.executable, str(script), str(shared / "golden" / "trajectory"), split]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    errors = json.loads(done.stdout.splitlines()[-1])
+    golden_errors.note(errors["losses"])
+    return errors
 
 
 @pytest.mark.slow
