@@ -69,6 +69,7 @@ class Assignment(NamedTuple):
     gt_index: Int[Array, "*B A"]
     """Always a valid index into the ground-truth slots; meaningful where `is_positive`."""
     is_positive: Bool[Array, "*B A"]
+    """Whether the anchor is to find that object."""
     is_ignored: Bool[Array, "*B A"]
     """Anchors without loss: outside the image's own grid, or between thresholds."""
 
@@ -105,4 +106,6 @@ class Detections(NamedTuple):
     scores: Float[AnyArray, "*B D"]
     """In [0, 1]."""
     labels: Int[AnyArray, "*B D"]
+    """Dense class index in [0, K)."""
     is_valid: Bool[AnyArray, "*B D"]
+    """False for padding."""

@@ -91,7 +91,11 @@ class AnchorGrid:
         return sum(self.num_per_level)
 
     def with_image_shape(self, image_shape: tuple[int, int]) -> "AnchorGrid":
-        """The same anchors over another bucket."""
+        """The same anchors over another bucket.
+
+        Args:
+          image_shape: (H, W) px of the padded image.
+        """
         return dataclasses.replace(self, image_shape=image_shape)
 
     def cell_sizes(self, level: int) -> np.ndarray:
@@ -100,6 +104,9 @@ class AnchorGrid:
         Widths are rounded as in the official code: the square of side `stride` gives
         w = round(sqrt(stride^2 / ratio)), h = round(w * ratio) (half to even), and only then
         scales by `anchor_scale` and the octave.
+
+        Args:
+          level: 0 for P3.
         """
         stride = self.strides[level]
         ratios = np.array(self.aspect_ratios, np.float64)
@@ -109,7 +116,11 @@ class AnchorGrid:
         return (sizes[:, None] * (self.anchor_scale * octaves)[None, :, None]).reshape(-1, 2)
 
     def level_centers(self, level: int) -> tuple[np.ndarray, np.ndarray]:
-        """Centres px of a level's columns and rows: (x float64 [w], y float64 [h])."""
+        """Centres px of a level's columns and rows: (x float64 [w], y float64 [h]).
+
+        Args:
+          level: 0 for P3.
+        """
         height, width = self.level_shapes[level]
         stride = self.strides[level]
         x = (np.arange(width) + self.center_offset) * stride + self.offset_px
@@ -144,7 +155,11 @@ class AnchorGrid:
         return jnp.stack(pyramid.level_sides(image_size))
 
     def own_mask(self, image_size: Int[Array, "2"]) -> Bool[Array, " A"]:
-        """True for the anchors of an image's own grid (see `own_level_shapes`)."""
+        """True for the anchors of an image's own grid (see `own_level_shapes`).
+
+        Args:
+          image_size: (h, w) px of the content.
+        """
         own = self.own_level_shapes(image_size)
         masks = [
             jnp.repeat(

@@ -84,7 +84,12 @@ def paired_iou(boxes1: Float[Array, "*#N 4"], boxes2: Float[Array, "*#N 4"]) -> 
 
 
 def pairwise_iou(boxes1: Float[Array, "N 4"], boxes2: Float[Array, "M 4"]) -> Float[Array, "N M"]:
-    """IoU of all pairs, in [0, 1]; 0 where the union is empty."""
+    """IoU of all pairs, in [0, 1]; 0 where the union is empty.
+
+    Args:
+      boxes1: xyxy px.
+      boxes2: xyxy px.
+    """
     return paired_iou(boxes1[:, None], boxes2[None])
 
 
@@ -95,6 +100,11 @@ def paired_giou(
 
     IoU - (hull - union) / hull, with `epsilon` px^2 added to union and hull. Inverted boxes count
     as flat ones (their far edge is moved to the near one), as in the official code.
+
+    Args:
+      boxes1: xyxy px; shapes broadcast.
+      boxes2: xyxy px.
+      epsilon: px^2.
 
     References:
       Rezatofighi et al., Generalized Intersection over Union, CVPR 2019.
@@ -192,7 +202,14 @@ def ltrb_to_boxes(
 def centerness(points: Float[Array, "*#N 2"], boxes: Float[Array, "*#N 4"]) -> Float[Array, "*#N"]:
     """sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) in [0, 1]; 0 outside the box.
 
-    FCOS Sec. 3.2, eq. 3. 1 at the centre of a box, 0 on its edges. Shapes broadcast.
+    1 at the centre of a box, 0 on its edges.
+
+    Args:
+      points: (x, y) px; shapes broadcast.
+      boxes: xyxy px.
+
+    References:
+      Tian et al., FCOS, ICCV 2019, Sec. 3.2, eq. 3.
     """
     ltrb = at_least_float32(points_to_ltrb(points, boxes))
     inside = jnp.min(ltrb, axis=-1) > 0

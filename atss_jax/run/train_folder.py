@@ -37,7 +37,14 @@ class Run:
         return read_rows(self.workdir / "metrics.jsonl")
 
     def detector(self, **options: Any) -> Detector:
-        """The trained detector; see `Detector.load` for the options."""
+        """The trained detector.
+
+        Args:
+          **options: of `Detector.load`, such as `checkpoint`.
+
+        Raises:
+          UserError: as `Detector.load`.
+        """
         return Detector.load(self.workdir, **options)
 
     def __repr__(self) -> str:
