@@ -140,8 +140,8 @@ def reach(run: Run, moment: str, lengths: Lengths, rng: random.Random) -> bool:
         return run.is_running()
     wait, spread = {
         "compilation": (COMPILING, lengths.compilation),
-        "evaluation": (EVALUATING, lengths.evaluation),
-        "last evaluation": (LAST_EVALUATION, lengths.evaluation * 0.5),
+        "evaluation": (EVALUATING, lengths.evaluation * 0.4),
+        "last evaluation": (LAST_EVALUATION, lengths.evaluation * 0.2),  # the rest are pictures
         "blocked input": (r"^step \d+/", 0.0),
         "end": (LAST_EVALUATION + r"\n(.*\n)?AP ", 2.0),
     }[moment]
