@@ -182,8 +182,9 @@ class Run:
         return max((int(a or b) for a, b in found), default=0)
 
     def restored_step(self) -> int:
-        """The step of the checkpoint that the run went on from."""
-        found = re.search(r"going on from the checkpoint of step (\d+)", self.text())
+        """The step of the checkpoint that the run went on from, or found to be its last."""
+        pattern = r"(?:going on from the checkpoint of step |^all )(\d+)"
+        found = re.search(pattern, self.text(), re.M)
         return int(found[1]) if found else 0
 
 
