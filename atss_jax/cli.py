@@ -27,7 +27,7 @@ examples:
   atss train photos --optim.num_epochs=50   with a field of the recipe
   atss train --config=quickstart            a recipe that brings its own data
   atss eval workdirs/photos                 AP of the newest checkpoint
-  atss predict workdirs/photos new          draw and list detections in a folder
+  atss predict workdirs/photos a.jpg new    draw and list detections in files and folders
   atss export workdirs/photos               one file that runs without this package
   atss report workdirs/photos               one HTML page about the run
   atss check photos                         what is in the data, and what is odd
@@ -37,6 +37,8 @@ examples:
 train, eval, predict, export and describe as --group.field=value; `atss config` lists them.
 """
 
+
+FIELDS_HELP = "Fields of the recipe: --group.field=value; `atss config` lists them."
 
 MODES = {mode.command: name for name, mode in mode_table.MODES.items() if mode.command}
 """Command -> the mode of `atss_jax.main` that it is."""
@@ -128,18 +130,20 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
     parser = _Parser(
         prog=f"atss {command}",
         description=mode.help,
-        epilog="Fields of the recipe: --group.field=value; `atss config` lists them.",
+        epilog=f"{mode.more_help}\n{FIELDS_HELP}".strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    for argument in mode.arguments:
-        many = "?" if argument.endswith("?") else "+" if argument == "input" else None
-        parser.add_argument(argument.rstrip("?"), nargs=many)
-    if mode.arguments[:1] != ("workdir",):
+    for argument, help_text in mode.arguments.items():
+        many = argument[-1] if argument[-1] in "?+" else None
+        parser.add_argument(argument.rstrip("?+"), nargs=many, help=help_text)
+    if "workdir" not in mode.arguments:
         parser.add_argument("--config", help="recipe: a name, or a path; see docs/recipes.md")
         parser.add_argument("--workdir", help="folder of the run; default: workdirs/NAME")
     if mode.reads_checkpoint:
         parser.add_argument("--checkpoint", help="last (the default), best (by AP) or a step")
-    given, rest = parser.parse_known_args(list(arguments))
+    words = sorted(_joined(arguments), key=lambda word: word.startswith("-"))
+    given, rest = parser.parse_known_args(words)
     flags = [f"--mode={MODES[command]}", *map(_with_group, rest)]
     if getattr(given, "checkpoint", None) is not None:
         flags.append(f"--checkpoint={given.checkpoint}")
@@ -163,12 +167,7 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
     if workdir is not None:
         flags.append(f"--workdir={workdir}")
     if command == "predict":
-        if len(given.input) > 1:
-            raise UserError(
-                f"atss predict: {len(given.input)} inputs. Give one image, folder, video, or a "
-                'pattern in quotes, as in "new/*.jpg".'
-            )
-        flags.append(f"--config.predict.input={given.input[0]}")
+        flags += [f"--config.predict.input={path}" for path in given.input]
     return flags
 
 
@@ -216,6 +215,30 @@ def _automatic(flags: Sequence[str]) -> list[str]:
     if "max_boxes" not in given:
         chosen.append("--config.data.max_boxes=auto")
     return chosen
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """`--group.field value` as one word, so that positional ones may stand anywhere.
+
+    >>> _joined(["w", "--predict.score_threshold", "0.5", "a.jpg", "--run.fsdp"])
+    ['w', '--predict.score_threshold=0.5', 'a.jpg', '--run.fsdp']
+    """
+    from atss_jax.config import field_infos
+    from atss_jax.run.recipe_io import GROUPS
+
+    infos = [info for group in GROUPS.values() for info in field_infos(group)]
+    with_value = {f"{i.group}.{i.name}" for i in infos if i.type != "bool"}
+    with_value |= {"config", "workdir", "checkpoint"}
+    words: list[str] = []
+    for argument in arguments:
+        before = words[-1] if words else ""
+        name = before.removeprefix("--").removeprefix("config.")
+        is_value = before.startswith("--") and name in with_value and argument[:1] != "-"
+        if is_value:
+            words[-1] = f"{before}={argument}"
+        else:
+            words.append(argument)
+    return words
 
 
 def _with_group(flag: str) -> str:

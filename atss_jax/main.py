@@ -5,6 +5,7 @@ that of the workdir.
 """
 
 import difflib
+import json
 import re
 import sys
 from collections.abc import Collection, Sequence
@@ -137,6 +138,22 @@ def numbers_for_auto(argv: Sequence[str]) -> list[str]:
     return [numbers[flags.index(a)] if a in flags else a for a in argv]
 
 
+def with_quoted_inputs(argv: Sequence[str]) -> list[str]:
+    """Flags with every path of predict.input in quotes: it may hold a space, or be a number.
+
+    >>> with_quoted_inputs(["--config.predict.input=photo 1.jpg", "--mode=predict"])
+    ['--config.predict.input="photo 1.jpg"', '--mode=predict']
+    """
+    flag, done = "--config.predict.input", []
+    for before, argument in zip(["", *argv], argv, strict=False):
+        start = argument.startswith(f"{flag}=") * len(f"{flag}=")
+        path = argument[start:]
+        if (start or before == flag) and not path.startswith("("):
+            argument = argument[:start] + json.dumps(path, ensure_ascii=False)
+        done.append(argument)
+    return done
+
+
 def run_from_command_line(argv: Sequence[str] | None = None) -> None:
     """Entry point: a `UserError` is one line and exit code 2; all others keep their traceback.
 
@@ -150,7 +167,7 @@ def run_from_command_line(argv: Sequence[str] | None = None) -> None:
         error = check_flag_names(arguments)
         if error:
             raise UserError(error)
-        arguments = numbers_for_auto(arguments)
+        arguments = with_quoted_inputs(numbers_for_auto(arguments))
         config = _find_config(name, arguments)
         if config is not None:
             config_flags.DEFINE_config_dict("config", config, sys_argv=[sys.argv[0], *arguments])

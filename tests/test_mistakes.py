@@ -58,7 +58,7 @@ MISTAKES = {
     "no run": ("eval workdirs/phtos", "workdirs/phtos: no run here, and"),
     "no report without a run": ("report workdirs/phtos", "no such folder. Give the workdir"),
     "nothing to predict": ("predict run", "arguments are required: input"),
-    "image that is not there": ("predict run new.jpg", "config.predict.input='new.jpg' does not"),
+    "image that is not there": ("predict run new.jpg", "new.jpg: no such file or folder"),
     "flag of another trainer": (
         "train photos --epochs=5",
         "Did you mean --config.optim.num_epochs",

@@ -11,6 +11,7 @@ from etils import epath
 from atss_jax.data.config import DataConfig
 from atss_jax.errors import UserError
 from atss_jax.run import recipe_files, recipe_io, workdir_files
+from atss_jax.run.config import PredictConfig
 from atss_jax.run.recipe import Recipe
 
 SNAPSHOT = json.loads(Path(__file__).with_name("recipes_at_30a6cc9.json").read_text())
@@ -25,6 +26,7 @@ def test_a_recipe_keeps_its_values(name):
     for field, value in {**SNAPSHOT["base"], **SNAPSHOT["recipes"][name]}.items():
         before.setdefault(field.split(".")[0], {})[field.split(".")[1]] = value
     before["data"] = dict(DataConfig.upgrade(before["data"]))  # three fields became one list
+    before["predict"] = dict(PredictConfig.upgrade(before["predict"]))  # one text, now several
     expected = json.loads(json.dumps(before))
     found = {g: {f: values[g][f] for f in fields} for g, fields in expected.items()}
     assert found == expected

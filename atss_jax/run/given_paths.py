@@ -8,6 +8,7 @@ import os
 
 from atss_jax.data.config import DataConfig
 from atss_jax.errors import MissingFileError, UserError
+from atss_jax.run.config import PredictConfig
 from atss_jax.run.recipe import Recipe
 
 WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")
@@ -31,7 +32,7 @@ def check(recipe: Recipe, mode: str, workdir: str) -> None:
         if not os.path.isdir(os.path.join(workdir, "checkpoints")):  # a resumed run reads none
             _check_weights(recipe.model.init_from)
     if mode == "predict":
-        _check_input(recipe.predict.input)
+        _check_input(recipe.predict, workdir)
 
 
 def check_workdir(workdir: str) -> None:
@@ -89,13 +90,13 @@ def _check_weights(path: str) -> None:
         )
 
 
-def _check_input(path: str) -> None:
-    is_pattern = any(c in path for c in "*?[")
-    if path and not is_pattern and not _is_remote(path) and not os.path.exists(path):
-        raise MissingFileError(
-            f"config.predict.input={path!r} does not exist. Give an image, folder, video, or a "
-            'pattern in quotes, as in "new/*.jpg".'
-        )
+def _check_input(predict: PredictConfig, workdir: str) -> None:
+    from atss_jax.data import media_files
+
+    if not any(predict.input):
+        raise UserError(f"config.predict.input is empty. {media_files.HINT}")
+    output = predict.output or os.path.join(workdir, "predictions")
+    media_files.check_readable(media_files.find(predict.input, output))
 
 
 def _is_remote(path: str) -> bool:
