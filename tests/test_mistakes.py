@@ -66,7 +66,15 @@ MISTAKES = {
     "unknown backbone": ("train photos --model.backbone=yolo", "use one of resnet18, resnet34"),
     "weights that are not there": (
         "train photos --model.init_from=best.pt",
-        "config.model.init_from='best.pt': no such file.",
+        "config.model.init_from='best.pt': no such file or folder.",
+    ),
+    "a run to start from that is not there": (
+        "train photos --model.init_from=workdirs/phtos",
+        "config.model.init_from='workdirs/phtos': no such file or folder. Give a weight file, the",
+    ),
+    "a folder to start from that is no run": (
+        "train photos --model.init_from=photos",
+        "config.model.init_from='photos': a folder without config.json. Give a weight file, the",
     ),
     "size given twice": (
         "train photos --data.image_size=640 --data.short_side=480",

@@ -14,6 +14,11 @@ from atss_jax.run.recipe import Recipe
 WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")
 """A local weight file has one of these; a name of the hub with one of them holds "://"."""
 
+_WEIGHTS_HINT = (
+    "Give a weight file, the workdir of a run, a name of the Hugging Face Hub such as "
+    'timm/resnet50.tv_in1k, or "" for a random start; see docs/recipes.md.'
+)
+
 
 def check(recipe: Recipe, mode: str, workdir: str) -> None:
     """Raises for a path that cannot work.
@@ -81,13 +86,22 @@ def _check_data(data: DataConfig, *, with_val: bool) -> None:
 
 
 def _check_weights(path: str) -> None:
-    is_local = path.endswith(WEIGHT_SUFFIXES) and not _is_remote(path)
-    if is_local and not os.path.exists(os.path.expanduser(path)):
-        raise MissingFileError(
-            f"config.model.init_from={path!r}: no such file. Give a weight file, a name of the "
-            'Hugging Face Hub such as timm/resnet50.tv_in1k, or "" for a random start; see '
-            "docs/recipes.md."
-        )
+    from atss_jax.models import hub
+
+    local = os.path.expanduser(path)
+    if not path or _is_remote(path):
+        return
+    if os.path.isdir(local):
+        if not os.path.exists(os.path.join(local, "config.json")):
+            raise UserError(
+                f"config.model.init_from={path!r}: a folder without config.json. {_WEIGHTS_HINT}"
+            )
+    elif not os.path.exists(local):
+        is_name = hub.is_hub_name(path, WEIGHT_SUFFIXES) and not path.startswith("workdirs/")
+        if not is_name:
+            raise MissingFileError(
+                f"config.model.init_from={path!r}: no such file or folder. {_WEIGHTS_HINT}"
+            )
 
 
 def _check_input(predict: PredictConfig, workdir: str) -> None:
