@@ -14,11 +14,11 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import atss_jax
 from atss_jax.errors import UserError
-from atss_jax.run import mode_table, stop_signal
+from atss_jax.run import given_run, mode_table, stop_signal
+from atss_jax.run.arguments import Parser
 from atss_jax.run.recipe_io import default_workdir
 
 EXAMPLES = """\
@@ -44,7 +44,7 @@ MODES = {mode.command: name for name, mode in mode_table.MODES.items() if mode.c
 """Command -> the mode of `atss_jax.main` that it is."""
 
 TOOLS = {
-    "report": ("atss_jax.run.report", "one HTML page about a run"),
+    "report": ("atss_jax.run.report_command", "one HTML page about a run"),
     "check": ("atss_jax.run.check_data", "what is in a data set, and what is odd"),
     "browse": ("atss_jax.run.browse_data", "draw training batches as the network sees them"),
 }
@@ -90,16 +90,8 @@ def run() -> None:
     sys.exit(main())
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all errors of a user are."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises UserError."""
-        raise UserError(f"{self.prog}: {message}. See `{self.prog} --help`.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="atss",
         description="Object detectors with adaptive training sample selection (ATSS), in JAX.",
         epilog=EXAMPLES,
@@ -127,7 +119,7 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
       UserError: an argument is missing, or one too many.
     """
     mode = mode_table.MODES[MODES[command]]
-    parser = _Parser(
+    parser = Parser(
         prog=f"atss {command}",
         description=mode.help,
         epilog=f"{mode.more_help}\n{FIELDS_HELP}".strip(),
@@ -167,6 +159,7 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
     if workdir is not None:
         flags.append(f"--workdir={workdir}")
     if command == "predict":
+        given_run.check_order(given.workdir, given.input)
         flags += [f"--config.predict.input={path}" for path in given.input]
     return flags
 
@@ -188,8 +181,6 @@ def _check_first_path(command: str, arguments: Sequence[str]) -> None:
     path = arguments[0] if arguments and not arguments[0].startswith("-") else ""
     if path and command in ("check", "browse"):
         given_paths.check_root(path)
-    elif path and not Path(path).is_dir():
-        raise UserError(f"{path}: no such folder. Give the workdir of a run.")
 
 
 def _with_root(command: str, arguments: Sequence[str]) -> list[str]:

@@ -120,7 +120,8 @@ def test_a_recipe_file_that_does_not_work_is_named(tmp_path, text, message):
         (b"\x89PNG\xff", "codec can't decode"),
         (b'{"data": 3}', "config.data=3: must be a group of named fields"),
         (b'{"data": {"exif": null}}', "config.data.exif=None: use one of"),
-        (b'{"weather": {}}', "config.weather: no such field"),
+        (b'{"data": {}, "weather": {}}', "config.weather: no such field"),
+        (b'{"weather": {}}', "no recipe of atss_jax, perhaps another program's"),
     ],
 )
 def test_a_config_json_that_is_none_is_named_in_one_line(tmp_path, content, message):

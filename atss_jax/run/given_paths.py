@@ -4,11 +4,15 @@ What is found here is found again, with more detail, by the reader of the file; 
 so that a wrong path is a message after a second. It imports no JAX.
 """
 
+import importlib.util
 import os
+from collections.abc import Sequence
 
 from atss_jax.data.config import DataConfig
 from atss_jax.errors import MissingFileError, UserError
+from atss_jax.run import given_run
 from atss_jax.run.config import PredictConfig
+from atss_jax.run.mode_table import MODES
 from atss_jax.run.recipe import Recipe
 
 WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")
@@ -20,22 +24,29 @@ _WEIGHTS_HINT = (
 )
 
 
-def check(recipe: Recipe, mode: str, workdir: str) -> None:
+def check(recipe: Recipe, mode: str, workdir: str, checkpoint: str = "last") -> None:
     """Raises for a path that cannot work.
 
     Args:
       recipe: with the paths.
       mode: of `mode_table.MODES`.
       workdir: folder of the run; "" without one.
+      checkpoint: that eval, predict and export read.
 
     Raises:
       UserError: what is wrong with which path.
     """
     check_workdir(workdir)
     if mode.startswith("train"):
-        _check_data(recipe.data, with_val=mode == "train_and_eval")
+        _check_data(recipe.data, ("train", "val") if mode == "train_and_eval" else ("train",))
         if not os.path.isdir(os.path.join(workdir, "checkpoints")):  # a resumed run reads none
             _check_weights(recipe.model.init_from)
+    if MODES[mode].reads_checkpoint:
+        given_run.check(workdir, checkpoint)
+    if mode == "eval" and not (recipe.data.root and recipe.data.val_annotations):
+        _check_data(recipe.data, ("val",))
+    if mode == "export" and recipe.export.format == "onnx":
+        _check_onnx()
     if mode == "predict":
         _check_input(recipe.predict, workdir)
 
@@ -65,16 +76,16 @@ def check_root(root: str) -> None:
         )
 
 
-def _check_data(data: DataConfig, *, with_val: bool) -> None:
+def _check_data(data: DataConfig, splits: Sequence[str]) -> None:
     if data.root:
         check_root(data.root)
     elif data.source == "coco_json":
-        for split in ("train", "val") if with_val else ("train",):
+        for split in splits:
             for kind in ("annotations", "images"):
                 name = f"{split}_{kind}"
                 path = getattr(data, name)
                 if not path:
-                    other = ", or --mode=train (no evaluation)" if split == "val" else ""
+                    other = ", or --mode=train (no evaluation)" if len(splits) == 2 else ""
                     raise UserError(
                         f"config.data.{name} is empty. Give the path{other}, or the folder of "
                         "your data as config.data.root."
@@ -110,7 +121,21 @@ def _check_input(predict: PredictConfig, workdir: str) -> None:
     if not any(predict.input):
         raise UserError(f"config.predict.input is empty. {media_files.HINT}")
     output = predict.output or os.path.join(workdir, "predictions")
+    place = output
+    while place and not _is_remote(place) and not os.path.isdir(place):
+        if os.path.exists(place):
+            raise UserError(f"config.predict.output={output!r}: {place} is a file. Give a folder.")
+        place = os.path.dirname(place.rstrip("/"))
     media_files.check_readable(media_files.find(predict.input, output))
+
+
+def _check_onnx() -> None:
+    missing = [name for name in ("jax2onnx", "onnx") if not importlib.util.find_spec(name)]
+    if missing:
+        raise UserError(
+            f'config.export.format="onnx" needs {" and ".join(missing)}, not installed here; see '
+            'docs/export.md. Without it use config.export.format="stablehlo".'
+        )
 
 
 def _is_remote(path: str) -> bool:
