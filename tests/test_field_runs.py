@@ -239,7 +239,7 @@ def test_export(workdir, tmp_path, monkeypatch):
     assert program.platforms == ("cpu", "cuda") and program.in_avals[0].shape[0] == 3
     written: list[str] = []
     for name in ("stablehlo", "onnx"):
-        monkeypatch.setattr(export, f"write_{name}", lambda *_, n=name: written.append(n) or [])
+        monkeypatch.setitem(export.WRITERS, name, lambda *_, n=name: written.append(n) or [])
     for name in ("stablehlo", "onnx"):
         changed = small_detector.make_config(**{"export.format": name})
         export.export_workdir(changed, epath.Path(workdir))
