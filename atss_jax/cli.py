@@ -14,11 +14,11 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import atss_jax
 from atss_jax.errors import UserError
-from atss_jax.run import mode_table, stop_signal
+from atss_jax.run import given_run, mode_table, stop_signal
+from atss_jax.run.arguments import Parser
 from atss_jax.run.recipe_io import default_workdir
 
 EXAMPLES = """\
@@ -27,7 +27,7 @@ examples:
   atss train photos --optim.num_epochs=50   with a field of the recipe
   atss train --config=quickstart            a recipe that brings its own data
   atss eval workdirs/photos                 AP of the newest checkpoint
-  atss predict workdirs/photos new          draw and list detections in a folder
+  atss predict workdirs/photos a.jpg new    draw and list detections in files and folders
   atss export workdirs/photos               one file that runs without this package
   atss report workdirs/photos               one HTML page about the run
   atss check photos                         what is in the data, and what is odd
@@ -38,11 +38,13 @@ train, eval, predict, export and describe as --group.field=value; `atss config` 
 """
 
 
+FIELDS_HELP = "Fields of the recipe: --group.field=value; `atss config` lists them."
+
 MODES = {mode.command: name for name, mode in mode_table.MODES.items() if mode.command}
 """Command -> the mode of `atss_jax.main` that it is."""
 
 TOOLS = {
-    "report": ("atss_jax.run.report", "one HTML page about a run"),
+    "report": ("atss_jax.run.report_command", "one HTML page about a run"),
     "check": ("atss_jax.run.check_data", "what is in a data set, and what is odd"),
     "browse": ("atss_jax.run.browse_data", "draw training batches as the network sees them"),
 }
@@ -88,16 +90,8 @@ def run() -> None:
     sys.exit(main())
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all errors of a user are."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises UserError."""
-        raise UserError(f"{self.prog}: {message}. See `{self.prog} --help`.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="atss",
         description="Object detectors with adaptive training sample selection (ATSS), in JAX.",
         epilog=EXAMPLES,
@@ -125,21 +119,23 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
       UserError: an argument is missing, or one too many.
     """
     mode = mode_table.MODES[MODES[command]]
-    parser = _Parser(
+    parser = Parser(
         prog=f"atss {command}",
         description=mode.help,
-        epilog="Fields of the recipe: --group.field=value; `atss config` lists them.",
+        epilog=f"{mode.more_help}\n{FIELDS_HELP}".strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    for argument in mode.arguments:
-        many = "?" if argument.endswith("?") else "+" if argument == "input" else None
-        parser.add_argument(argument.rstrip("?"), nargs=many)
-    if mode.arguments[:1] != ("workdir",):
+    for argument, help_text in mode.arguments.items():
+        many = argument[-1] if argument[-1] in "?+" else None
+        parser.add_argument(argument.rstrip("?+"), nargs=many, help=help_text)
+    if "workdir" not in mode.arguments:
         parser.add_argument("--config", help="recipe: a name, or a path; see docs/recipes.md")
         parser.add_argument("--workdir", help="folder of the run; default: workdirs/NAME")
     if mode.reads_checkpoint:
         parser.add_argument("--checkpoint", help="last (the default), best (by AP) or a step")
-    given, rest = parser.parse_known_args(list(arguments))
+    words = sorted(_joined(arguments), key=lambda word: word.startswith("-"))
+    given, rest = parser.parse_known_args(words)
     flags = [f"--mode={MODES[command]}", *map(_with_group, rest)]
     if getattr(given, "checkpoint", None) is not None:
         flags.append(f"--checkpoint={given.checkpoint}")
@@ -163,12 +159,8 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
     if workdir is not None:
         flags.append(f"--workdir={workdir}")
     if command == "predict":
-        if len(given.input) > 1:
-            raise UserError(
-                f"atss predict: {len(given.input)} inputs. Give one image, folder, video, or a "
-                'pattern in quotes, as in "new/*.jpg".'
-            )
-        flags.append(f"--config.predict.input={given.input[0]}")
+        given_run.check_order(given.workdir, given.input)
+        flags += [f"--config.predict.input={path}" for path in given.input]
     return flags
 
 
@@ -189,8 +181,6 @@ def _check_first_path(command: str, arguments: Sequence[str]) -> None:
     path = arguments[0] if arguments and not arguments[0].startswith("-") else ""
     if path and command in ("check", "browse"):
         given_paths.check_root(path)
-    elif path and not Path(path).is_dir():
-        raise UserError(f"{path}: no such folder. Give the workdir of a run.")
 
 
 def _with_root(command: str, arguments: Sequence[str]) -> list[str]:
@@ -216,6 +206,30 @@ def _automatic(flags: Sequence[str]) -> list[str]:
     if "max_boxes" not in given:
         chosen.append("--config.data.max_boxes=auto")
     return chosen
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """`--group.field value` as one word, so that positional ones may stand anywhere.
+
+    >>> _joined(["w", "--predict.score_threshold", "0.5", "a.jpg", "--run.fsdp"])
+    ['w', '--predict.score_threshold=0.5', 'a.jpg', '--run.fsdp']
+    """
+    from atss_jax.config import field_infos
+    from atss_jax.run.recipe_io import GROUPS
+
+    infos = [info for group in GROUPS.values() for info in field_infos(group)]
+    with_value = {f"{i.group}.{i.name}" for i in infos if i.type != "bool"}
+    with_value |= {"config", "workdir", "checkpoint"}
+    words: list[str] = []
+    for argument in arguments:
+        before = words[-1] if words else ""
+        name = before.removeprefix("--").removeprefix("config.")
+        is_value = before.startswith("--") and name in with_value and argument[:1] != "-"
+        if is_value:
+            words[-1] = f"{before}={argument}"
+        else:
+            words.append(argument)
+    return words
 
 
 def _with_group(flag: str) -> str:

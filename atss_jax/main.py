@@ -5,9 +5,11 @@ that of the workdir.
 """
 
 import difflib
+import json
 import re
 import sys
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from atss_jax.run import stop_signal
@@ -20,7 +22,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from atss_jax.errors import UserError
-from atss_jax.run import given_paths, recipe_changes, recipe_files, recipe_io
+from atss_jax.run import given_paths, given_run, recipe_changes, recipe_files, recipe_io
 from atss_jax.run.mode_table import MODES, READING_MODES
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
@@ -38,7 +40,9 @@ def main(argv: Sequence[str]) -> None:
       SystemExit: the mode's exit code.
     """
     if len(argv) > 1:
-        raise UserError(f"unexpected arguments {list(argv[1:])}: flags only, see --help.")
+        raise UserError(
+            f"unexpected arguments {list(argv[1:])}: only flags may follow, see --help."
+        )
     mode = MODES[_MODE.value]
     if not mode.needs_recipe:
         sys.exit(0 if mode.load()() else 1)
@@ -53,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
             f"{', '.join(READING_MODES)}. Training goes on from the newest checkpoint."
         )
 
-    given_paths.check(recipe, _MODE.value, _WORKDIR.value or "")
+    given_paths.check(recipe, _MODE.value, _WORKDIR.value or "", _CHECKPOINT.value)
     if not _MODE.value.startswith("train"):
         stop_signal.uninstall()
     from atss_jax.run import modes  # imports JAX: only after the flags are known to be right
@@ -137,6 +141,22 @@ def numbers_for_auto(argv: Sequence[str]) -> list[str]:
     return [numbers[flags.index(a)] if a in flags else a for a in argv]
 
 
+def with_quoted_inputs(argv: Sequence[str]) -> list[str]:
+    """Flags with every path of predict.input in quotes: it may hold a space, or be a number.
+
+    >>> with_quoted_inputs(["--config.predict.input=photo 1.jpg", "--mode=predict"])
+    ['--config.predict.input="photo 1.jpg"', '--mode=predict']
+    """
+    flag, done = "--config.predict.input", []
+    for before, argument in zip(["", *argv], argv, strict=False):
+        start = argument.startswith(f"{flag}=") * len(f"{flag}=")
+        path = argument[start:]
+        if (start or before == flag) and not path.startswith("("):
+            argument = argument[:start] + json.dumps(path, ensure_ascii=False)
+        done.append(argument)
+    return done
+
+
 def run_from_command_line(argv: Sequence[str] | None = None) -> None:
     """Entry point: a `UserError` is one line and exit code 2; all others keep their traceback.
 
@@ -150,7 +170,7 @@ def run_from_command_line(argv: Sequence[str] | None = None) -> None:
         error = check_flag_names(arguments)
         if error:
             raise UserError(error)
-        arguments = numbers_for_auto(arguments)
+        arguments = with_quoted_inputs(numbers_for_auto(arguments))
         config = _find_config(name, arguments)
         if config is not None:
             config_flags.DEFINE_config_dict("config", config, sys_argv=[sys.argv[0], *arguments])
@@ -165,10 +185,13 @@ def _find_config(name: str | None, arguments: Sequence[str]) -> ConfigDict | Non
         return recipe_files.load_recipe(name)
     workdir, _ = split_flag(arguments, "workdir")
     given_paths.check_workdir(workdir or "")
+    is_reading = split_flag(arguments, "mode")[0] in READING_MODES
+    if workdir and is_reading and "://" not in workdir:
+        given_run.check_folder(Path(workdir))
     path = epath.Path(workdir or "") / "config.json"
     if workdir and path.exists():
         recipe = recipe_io.read_recipe(path)
-        if split_flag(arguments, "mode")[0] in READING_MODES:
+        if is_reading:
             recipe = recipe_changes.for_one_process(recipe)
         return ConfigDict(recipe_io.recipe_to_dict(recipe)).lock()
     if any(re.match(r"--?(no)?config\.", argument) for argument in arguments):

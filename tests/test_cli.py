@@ -31,6 +31,11 @@ from atss_jax.run.recipe_io import default_workdir
         ),
         ("eval w --eval.nms_iou=0.5", "--mode=eval --config.eval.nms_iou=0.5 --workdir=w"),
         ("predict w a.jpg", "--mode=predict --workdir=w --config.predict.input=a.jpg"),
+        (
+            "predict w a.jpg --predict.score_threshold 0.5 b --checkpoint best c.mp4",
+            "--mode=predict --config.predict.score_threshold=0.5 --checkpoint=best --workdir=w "
+            "--config.predict.input=a.jpg --config.predict.input=b --config.predict.input=c.mp4",
+        ),
         ("export w", "--mode=export --workdir=w"),
         ("describe --config=quickstart", "--mode=describe --config=quickstart"),
         ("selftest", "--mode=selftest"),
@@ -54,7 +59,6 @@ def test_the_folder_of_a_run_is_described(tmp_path):
     [
         (["train"], "give a folder of data, or --config=RECIPE"),
         (["describe"], "give a folder (of data or of a run)"),
-        (["predict", "w", "a.jpg", "b.jpg"], "2 inputs. Give one image, folder, video, or a"),
         (["config", "nothing_like_this"], "no field matches 'nothing_like_this'"),
         (["config", "resume"], "A run goes on from the newest checkpoint"),
     ],
@@ -99,6 +103,14 @@ def test_help_and_version_import_no_jax(flag):
     assert (
         "atss_jax 0" in done.stdout if flag == "--version" else "atss train photos" in done.stdout
     )
+
+
+def test_the_help_of_predict_shows_several_inputs(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["predict", "--help"])
+    printed = capsys.readouterr().out
+    assert "atss predict workdirs/mine a.jpg holidays clip.mp4" in printed
+    assert "input [input ...]" in printed and max(map(len, printed.splitlines())) <= 100
 
 
 def test_check_takes_a_folder(capsys, tmp_path):

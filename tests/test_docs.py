@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from atss_jax import main
+from atss_jax import cli, main
 from atss_jax.config import field_infos
 from atss_jax.run import recipe_files
 from atss_jax.run.recipe_io import GROUPS, field_names
@@ -113,6 +113,9 @@ def test_command_names_what_exists(page, words):
             assert (ROOT / word).is_file(), f"{page}: {word}"
         if word.startswith("--config=") and "path/to" not in word:
             recipe_files.load_recipe(word.removeprefix("--config="))
+    if words[0].rpartition("/")[2] == "atss" and words[1] in cli.MODES:
+        given = [word for word in words[2:] if word != "..."]
+        assert main.check_flag_names(cli.main_flags(words[1], given)) is None
     if "atss_jax.main" in words:
         flags = words[words.index("atss_jax.main") + 1 :]
         text = " ".join(flags)
@@ -120,6 +123,14 @@ def test_command_names_what_exists(page, words):
             "--mode=(eval|predict|export|describe|selftest)", text
         )
         assert main.check_flag_names(flags) is None
+
+
+def test_commands_named_exist():
+    shells = [" ".join(words) for _, words in commands()]
+    named = [text for text in (*shells, *(code for _, code in inline_code())) if "atss " in text]
+    named = [m[1] for text in named if (m := re.match(r"(?:\S+/)?atss ([a-z]+)", text))]
+    assert len(named) > 40
+    assert set(named) <= {*cli.MODES, *cli.TOOLS, "config"}
 
 
 def test_fields_named_in_sentences_exist_and_take_the_value():

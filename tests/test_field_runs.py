@@ -220,7 +220,7 @@ def workdir(tmp_path_factory) -> Path:
 def test_prediction(workdir, data, tmp_path):
     listed = []
     for threshold in (0.0, 0.25):
-        fields = {"predict.input": str(data / "val"), "predict.output": str(tmp_path / "found")}
+        fields = {"predict.input": (str(data / "val"),), "predict.output": str(tmp_path / "found")}
         config = small_detector.make_config(**fields, **{"predict.score_threshold": threshold})
         counts = predict.predict_workdir(config, epath.Path(workdir))
         assert counts["images"] == 4 and (tmp_path / "found" / "0.jpg").exists()
@@ -239,7 +239,7 @@ def test_export(workdir, tmp_path, monkeypatch):
     assert program.platforms == ("cpu", "cuda") and program.in_avals[0].shape[0] == 3
     written: list[str] = []
     for name in ("stablehlo", "onnx"):
-        monkeypatch.setattr(export, f"write_{name}", lambda *_, n=name: written.append(n) or [])
+        monkeypatch.setitem(export.WRITERS, name, lambda *_, n=name: written.append(n) or [])
     for name in ("stablehlo", "onnx"):
         changed = small_detector.make_config(**{"export.format": name})
         export.export_workdir(changed, epath.Path(workdir))

@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 from etils import epath
 
+from atss_jax import cli
 from atss_jax.errors import UserError
 from atss_jax.run import build, closing, limits, train, workdir_files
 from atss_jax.runtime.config import RunConfig
@@ -92,10 +96,10 @@ def test_closing_table(tmp_path):
     assert first == ("all", 6, len(dataset.annotations.id), 0.25, 0.5)
     assert sum(row.objects for row in rows) == first.objects
     assert all(row.images <= row.objects and row.recall is None for row in rows)
+    evaluated = {"3": metrics | {"AP": 0.5}, "6": metrics}
     text = closing.closing_text(
-        "workdirs/x",
         dataset,
-        {"3": metrics | {"AP": 0.5}, "6": metrics},
+        evaluated,
         step=6,
         ended="run.patience: why",
         training_seconds=61.0,
@@ -104,8 +108,44 @@ def test_closing_table(tmp_path):
     assert "run.patience: why; ended at step 6" in text
     assert "best AP 0.500 at step 3; the table is of step 6" in text
     assert "6 steps in 0:01:01, 1:01:40 in all" in text
-    assert "  atss predict workdirs/x IMAGE_OR_FOLDER --checkpoint=best" in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", ["x", "my photos (2)", "a'b$HOME`x`", "-x"])
+def test_the_commands_of_the_end_can_be_copied(tmp_path, name):
+    """A shell gives our command the folder and an image that is there."""
+    data = tmp_path / name
+    data.mkdir()
+    tiny.make_coco(data, 2, "val")
+    dataset = build.load_dataset(tiny.make_config(data), "val")
+    evaluated = {"3": {"AP": 0.5}, "6": {"AP": 0.25}}
+    text = closing.next_commands(name, dataset, evaluated, step=6)
+    first, *commands = text.splitlines()
+    assert first == "next:" and len(commands) == 3
+    for command in commands:
+        script = f"""atss() {{ printf '%s\\n' "$@"; }}\n{command}"""
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+        verb, folder, *rest = done.stdout.splitlines()
+        assert os.path.normpath(folder) == name and not folder.startswith("-")
+        if verb == "predict":
+            flags = cli.main_flags(verb, [folder, *rest])
+            assert flags[1] == "--checkpoint=best" and os.path.isfile(rest[0])
+        assert rest[-1:] == ([] if verb == "report" else ["--checkpoint=best"])
+
+
+def test_atss_is_named_as_this_shell_finds_it(tmp_path, monkeypatch):
+    """With the environment switched on, off, and without the command."""
+    folder = tmp_path / "my env" / "bin"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert closing.program_name() == f"'{folder}/python' -m atss_jax.cli"
+    (folder / "atss").touch(mode=0o755)
+    assert closing.program_name() == f"'{folder}/atss'"
+    monkeypatch.chdir(tmp_path)
+    assert closing.program_name() == "'my env/bin/atss'"
+    monkeypatch.setenv("PATH", str(folder))
+    assert closing.program_name() == "atss"
 
 
 def test_of_many_classes_the_worst_are_shown():

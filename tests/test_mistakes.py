@@ -9,7 +9,13 @@ import subprocess
 import sys
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
+
+from atss_jax.errors import UserError
+from atss_jax.run import given_paths
+from atss_jax.run.recipe_io import recipe_from_mapping
 
 MAX_SECONDS = 3.0
 """CPU time of a command that fails, its start included."""
@@ -55,10 +61,10 @@ MISTAKES = {
     "empty folder": ("train empty", "the folder is empty. Give one with images"),
     "a picture for a folder": ("train photos/1.jpg", "neither a folder, nor a data.yaml"),
     "a file for a workdir": ("train photos --workdir=a.json", "a.json is a file. Give a folder."),
-    "no run": ("eval workdirs/phtos", "workdirs/phtos: no run here, and"),
-    "no report without a run": ("report workdirs/phtos", "no such folder. Give the workdir"),
+    "no run": ("eval workdirs/phtos", "workdirs/phtos: no such folder. Give the folder of a run"),
+    "no report without a run": ("report workdirs/phtos", "no such folder. Give the folder of a"),
     "nothing to predict": ("predict run", "arguments are required: input"),
-    "image that is not there": ("predict run new.jpg", "config.predict.input='new.jpg' does not"),
+    "image that is not there": ("predict run new.jpg", "new.jpg: no such file or folder"),
     "flag of another trainer": (
         "train photos --epochs=5",
         "Did you mean --config.optim.num_epochs",
@@ -66,7 +72,15 @@ MISTAKES = {
     "unknown backbone": ("train photos --model.backbone=yolo", "use one of resnet18, resnet34"),
     "weights that are not there": (
         "train photos --model.init_from=best.pt",
-        "config.model.init_from='best.pt': no such file.",
+        "config.model.init_from='best.pt': no such file or folder.",
+    ),
+    "a run to start from that is not there": (
+        "train photos --model.init_from=workdirs/phtos",
+        "config.model.init_from='workdirs/phtos': no such file or folder. Give a weight file, the",
+    ),
+    "a folder to start from that is no run": (
+        "train photos --model.init_from=photos",
+        "config.model.init_from='photos': a folder without config.json. Give a weight file, the",
     ),
     "size given twice": (
         "train photos --data.image_size=640 --data.short_side=480",
@@ -80,9 +94,89 @@ MISTAKES = {
         "train photos --run.patience=3 --run.eval_every=0",
         "Set both above 0, or patience=0.",
     ),
+    # on the way from a run to its results
+    "run with a typo": ("eval rum", "rum: no such folder. Did you mean run?"),
+    "the folder of all runs": (
+        "export .",
+        "no run in this folder (no config.json). Give one of the",
+    ),
+    "a folder inside a run": (
+        "eval run/checkpoints",
+        "(no config.json). Give the run itself: run.",
+    ),
+    "an evaluation for a run": (
+        "predict run/eval/val-8-none photos/1.jpg",
+        "run/eval/val-8-none: no checkpoint in this folder. Give the run itself: run.",
+    ),
+    "a run of another program": ("eval other", "other/config.json: no recipe of atss_jax, perhaps"),
+    "a report of another program": ("report other", "other/config.json: no recipe of atss_jax"),
+    "a run that saved nothing": (
+        "export new",
+        "new: no checkpoint in this folder. The training has",
+    ),
+    "a checkpoint that is not kept": (
+        "eval run --checkpoint=5",
+        "--checkpoint=5: not in run/checkpoints. Use last, best, or one of the steps 4, 8.",
+    ),
+    "checkpoint with a typo": ("predict run real.png --checkpoint bets", "Use last, best, or one"),
+    "no checkpoint is the best": (
+        "export run --checkpoint=best",
+        "the training evaluated none of the checkpoints in run/checkpoints (4, 8). Use last, or",
+    ),
+    "two runs": ("eval run new", "unexpected arguments ['new']: only flags may follow"),
+    "image and run in the wrong order": (
+        "predict photos run",
+        "photos: no run. The run comes first: atss predict run ...",
+    ),
+    "one of the images is not there": (
+        "predict run real.png no.jpg",
+        "no.jpg: no such file or folder. Give images, videos, folders, or a pattern in quotes",
+    ),
+    "an address": ("predict run https://x.org/a.jpg", "an address must be downloaded first"),
+    "no image in a folder": ("predict run empty", "empty: no image in this folder or below it."),
+    "nothing matches": ("predict run new/*.jpg", "new/*.jpg: no image or video matches this"),
+    "no image": ("predict run a.json", "a.json: not a readable image"),
+    "an image by its name alone": ("predict run photos/1.jpg", "1.jpg: not a readable image"),
+    "drawings into a file": (
+        "predict run real.png --predict.output=a.json",
+        "config.predict.output='a.json': a.json is a file. Give a folder.",
+    ),
+    "a threshold in per cent": (
+        "predict run real.png --predict.score_threshold=30",
+        "must be at least 0 and at most 1.",
+    ),
+    "unknown format": ("export run --export.format=tflite", "use one of stablehlo, onnx."),
+    "a report without an evaluation": (
+        "report new",
+        "new: nothing was evaluated. Run `atss eval new`, then give its folder below new/eval.",
+    ),
+    "a report of a run that was evaluated later": (
+        "report run",
+        "run: the training was not evaluated. Give one of the evaluations: run/eval/val-8-none.",
+    ),
+    "a report into a folder": (
+        "report run/eval/val-8-none --output=empty",
+        "--output=empty: a folder. Give a file, as in empty/report.html.",
+    ),
+    "a report into no folder": ("report run/eval/val-8-none --output=no/r.html", "no is no folder"),
+    "a field for a report": ("report run --eval.nms_iou=0.5", "unrecognized arguments: --eval"),
+    "a report of nothing": ("report", "atss report: the following arguments are required: folder"),
+    "a split that is not there": (
+        "eval run --data.source=coco_json --data.val_annotations=no.json",
+        "config.data.val_annotations='no.json' does not exist.",
+    ),
     "checkpoint to train": ("train photos --checkpoint=best", "only for eval, predict, export"),
 }
 """What is wrong -> the command, and a part of the answer."""
+
+FOLDERS = (
+    *("photos", "empty", "new", "other"),
+    *("run/checkpoints/4", "run/checkpoints/8", "run/eval/val-8-none"),
+)
+FILES = (
+    *("a.json", "photos/1.jpg", "run/config.json", "new/config.json"),
+    *("run/eval/val-8-none/config.json", "run/eval/val-8-none/detections.json"),
+)
 
 RUNNER = """
 import json, os, resource, sys, tempfile
@@ -117,11 +211,13 @@ print(json.dumps(results))
 def answers(tmp_path_factory) -> dict[str, Any]:
     """What is wrong -> (exit code, standard error, seconds of CPU)."""
     folder = tmp_path_factory.mktemp("mistakes")
-    for name in ("photos", "empty", "run"):
-        (folder / name).mkdir()
-    for name in ("a.json", "photos/1.jpg"):
+    for name in FOLDERS:
+        (folder / name).mkdir(parents=True)
+    for name in FILES:
         (folder / name).write_text("{}")
-    (folder / "run" / "config.json").write_text("{}")
+    (folder / "other" / "config.json").write_text('{"architectures": []}')
+    cv2.imwrite(str(folder / "real.png"), np.zeros((8, 8, 3), np.uint8))
+    before = sorted(folder.rglob("*"))
     commands = {name: command.split() for name, (command, _) in MISTAKES.items()}
     found = subprocess.run(
         [sys.executable, "-c", RUNNER, json.dumps(commands)],
@@ -130,8 +226,7 @@ def answers(tmp_path_factory) -> dict[str, Any]:
         text=True,
         check=True,
     )
-    made = {path.name for path in folder.iterdir()}
-    assert made == {"photos", "empty", "run", "a.json"}, "a mistake leaves files"
+    assert sorted(folder.rglob("*")) == before, "a mistake leaves files"
     return json.loads(found.stdout)
 
 
@@ -142,3 +237,12 @@ def test_a_mistake_is_one_line_after_a_second(answers, name):
     assert MISTAKES[name][1] in text
     assert code == 2, "100 more says that JAX was imported"
     assert seconds < MAX_SECONDS
+
+
+def test_onnx_without_its_packages_is_said_before_anything_is_loaded(monkeypatch, tmp_path):
+    (tmp_path / "checkpoints/4").mkdir(parents=True)
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    recipe = recipe_from_mapping({"export": {"format": "onnx"}})
+    with pytest.raises(UserError, match="needs jax2onnx and onnx, not installed here"):
+        given_paths.check(recipe, "export", str(tmp_path))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atss_jax.data import media
+from atss_jax.data import media, media_files
 from atss_jax.errors import UserError
 from atss_jax.models import pretrained
 from atss_jax.run import predict
@@ -105,12 +105,13 @@ def test_bad_arguments(detector, tmp_path):
         Detector.load(tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match="both config=... and class_names=..., or neither"):
         Detector.load(tmp_path / "weights.safetensors", class_names=["a"])
-    with pytest.raises(FileNotFoundError, match="no image there"):
-        media.find_images(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no image in this folder"):
+        media_files.find([str(tmp_path)])
 
 
 def run_predict(workdir, source, output, **fields):
-    values = {"predict.input": str(source), "predict.output": str(output), **fields}
+    sources = source if isinstance(source, list) else [source]
+    values = {"predict.input": tuple(map(str, sources)), "predict.output": str(output), **fields}
     return predict.predict_workdir(make_config(**values), predict.epath.Path(workdir))
 
 
@@ -169,6 +170,57 @@ def test_video(workdir, tmp_path):
     assert np.abs(frames[0].astype(int) - PICTURES[2]).mean() > 1  # boxes were drawn
 
 
+def test_several_inputs_are_told_apart_and_drawn_once(workdir, tmp_path):
+    """Two files of one name, a folder that holds one of them, a video, a file named twice."""
+    for name in ("a/x.jpg", "b/x.jpg", "b/y.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), PICTURES[0])
+    for name in ("a/clip.mp4", "b/clip.mp4"):
+        with media.VideoWriter(tmp_path / name, 5.0) as writer:
+            writer.write(PICTURES[2])
+    (tmp_path / "broken.avi").write_bytes(b"no video")
+    output = tmp_path / "out"
+    names = ["a/x.jpg", "b", "a/../b/x.jpg", "a/clip.mp4", "b/*.mp4", "broken.avi", "a/x.jpg"]
+    sources = [tmp_path / name for name in names]
+    counts = run_predict(workdir, sources, output, **{"predict.score_threshold": 0.0})
+    assert (counts["images"], counts["unreadable"]) == (5, 1)
+    drawn = {path.name for path in output.iterdir() if path.suffix in (".jpg", ".mp4")}
+    assert drawn == {"a__x.jpg", "b__x.jpg", "b__y.jpg", "a__clip.mp4", "b__clip.mp4"}
+    results = json.loads((output / "detections.json").read_text())
+    frames = [f"{folder}/clip.mp4/frame_000000" for folder in "ab"]
+    names = dict.fromkeys(result["file_name"] for result in results)
+    assert list(names) == ["a/x.jpg", "b/x.jpg", "b/y.png", *frames]
+
+
+def test_drawings_below_the_folder_of_images_are_no_input(workdir, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.jpg"), PICTURES[0])
+    for _ in range(2):
+        assert run_predict(workdir, tmp_path, tmp_path / "found")["images"] == 1
+    assert len(media_files.find([str(tmp_path / "found")], tmp_path / "found").images) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a.jpg", "nothing.jpg"], "nothing.jpg: no such file or folder. Give images, videos"),
+        (["a.jpg", "empty"], "empty: no image in this folder or below it"),
+        (["a.jpg", "*.png"], r"\*.png: no image or video matches this pattern"),
+        (["notes.txt"], "notes.txt: not a readable image .* Give images, videos"),
+        (["notes.txt", "broken.mp4"], "none of the 2 files can be read; the first: .*notes.txt"),
+        (["https://x.org/a.jpg"], "an address must be downloaded first"),
+    ],
+)
+def test_an_input_that_is_none_is_named_before_anything_is_loaded(tmp_path, names, message):
+    cv2.imwrite(str(tmp_path / "a.jpg"), PICTURES[0])
+    (tmp_path / "empty").mkdir()
+    for name in ("notes.txt", "broken.mp4"):
+        (tmp_path / name).write_text("notes")
+    sources = [name if "://" in name else tmp_path / name for name in names]
+    with pytest.raises(UserError, match=message):
+        run_predict(tmp_path / "no_run", sources, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_awkward_images(detector, shared):
     """Every file of the collection is answered, or named in an error; EXIF turns are undone."""
     folder = shared / "data/awkward_images"
@@ -176,7 +228,7 @@ def test_awkward_images(detector, shared):
     expected = {entry["file"]: entry for entry in manifest}
     assert len(expected) == 27
     num_read = 0
-    for path in media.find_images(str(folder)):
+    for path in media_files.find([str(folder)]).images:
         if path.name == "decompression_bomb.gif":
             continue
         try:

@@ -11,6 +11,7 @@ from etils import epath
 from atss_jax.data.config import DataConfig
 from atss_jax.errors import UserError
 from atss_jax.run import recipe_files, recipe_io, workdir_files
+from atss_jax.run.config import PredictConfig
 from atss_jax.run.recipe import Recipe
 
 SNAPSHOT = json.loads(Path(__file__).with_name("recipes_at_30a6cc9.json").read_text())
@@ -25,6 +26,7 @@ def test_a_recipe_keeps_its_values(name):
     for field, value in {**SNAPSHOT["base"], **SNAPSHOT["recipes"][name]}.items():
         before.setdefault(field.split(".")[0], {})[field.split(".")[1]] = value
     before["data"] = dict(DataConfig.upgrade(before["data"]))  # three fields became one list
+    before["predict"] = dict(PredictConfig.upgrade(before["predict"]))  # one text, now several
     expected = json.loads(json.dumps(before))
     found = {g: {f: values[g][f] for f in fields} for g, fields in expected.items()}
     assert found == expected
@@ -118,7 +120,8 @@ def test_a_recipe_file_that_does_not_work_is_named(tmp_path, text, message):
         (b"\x89PNG\xff", "codec can't decode"),
         (b'{"data": 3}', "config.data=3: must be a group of named fields"),
         (b'{"data": {"exif": null}}', "config.data.exif=None: use one of"),
-        (b'{"weather": {}}', "config.weather: no such field"),
+        (b'{"data": {}, "weather": {}}', "config.weather: no such field"),
+        (b'{"weather": {}}', "no recipe of atss_jax, perhaps another program's"),
     ],
 )
 def test_a_config_json_that_is_none_is_named_in_one_line(tmp_path, content, message):

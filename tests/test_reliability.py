@@ -123,7 +123,7 @@ def test_alarms_of_the_compiler_stay_off_the_screen(capfd, caplog, monkeypatch):
 def test_what_to_predict_is_no_difference_to_the_run(tmp_path, capsys):
     workdir_files.claim_workdir(recipe(), epath.Path(tmp_path))
     values = quickstart.get_config().to_dict()
-    values["predict"]["input"], values["eval"]["batch_size"] = "a.jpg", 3
+    values["predict"]["input"], values["eval"]["batch_size"] = ("a.jpg",), 3
     changes = workdir_files.open_workdir(recipe_from_mapping(values), epath.Path(tmp_path))
     assert {change.name for change in changes} == {"predict.input", "eval.batch_size"}
     printed = capsys.readouterr().err

@@ -10,7 +10,7 @@ from atss_jax.data import synthetic
 from atss_jax.errors import UserError
 from atss_jax.evaluation import error_analysis
 from atss_jax.evaluation.coco_metrics import METRICS
-from atss_jax.run import recipe_io, report, report_header, report_sections, workdir_files
+from atss_jax.run import recipe_io, report_command, report_header, report_sections, workdir_files
 from tests import tiny
 
 
@@ -36,7 +36,7 @@ def workdir(tmp_path):
 
 def test_report_shows_the_known_mistakes(workdir, capsys):
     folder, truth = workdir
-    assert report.main([str(folder)]) == 0
+    assert report_command.main([str(folder)]) == 0
     text = (folder / "report.html").read_text()
     assert "report.html" in capsys.readouterr().out
     assert "<title>run &lt;1&gt;</title>" in text and "http" not in text.replace("xmlns", "")
@@ -98,7 +98,8 @@ def test_confusion_of_many_classes_shows_the_most_mistaken():
 
 
 def test_report_of_an_unevaluated_run_says_what_to_do(tmp_path):
-    with pytest.raises(UserError, match="Run --mode=eval on it first"):
-        report.main([str(tmp_path)])
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="nothing was evaluated. Run `atss eval"):
+        report_command.main([str(tmp_path)])
     with pytest.raises(UserError, match="no such folder"):
-        report.main([str(tmp_path / "none")])
+        report_command.main([str(tmp_path / "none")])

@@ -273,6 +273,13 @@ def test_fine_tune_from_the_folder_onto_other_classes(run, data, tmp_path, capsy
     printed = capsys.readouterr().err
     assert re.search(rf"classes taken by name: .*{names[0]}", printed)
     assert "start values: new" in printed and f"left out: {names[1]}" in printed
+    assert f"starting from the weights of {run}, step 6" in printed and "random" not in printed
+    again = [*arguments[:-1], "--config.optim.num_steps=2", "--mode=train"]
+    assert command(*tiny.flags(data), *recipe, *again) == 0
+    resumed = capsys.readouterr().err
+    assert resumed.count(str(run)) == 1 and "starting from" not in resumed
+    assert f"newest checkpoint in {workdir}; {run} was read when the run began" in resumed
+    assert "going on from the checkpoint of step 1" in resumed
 
 
 def test_two_processes_resume_and_evaluate_and_one_evaluates_their_run(tmp_path, monkeypatch):

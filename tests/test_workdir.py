@@ -20,7 +20,7 @@ from atss_jax.run import (
 )
 from atss_jax.run import workdir_files as files
 from atss_jax.run.recipe import Recipe
-from atss_jax.runtime import checkpoint, checkpoint_record
+from atss_jax.runtime import checkpoint_record
 from tests import tiny
 
 
@@ -208,17 +208,17 @@ def test_classes_without_a_box_are_left_out(coco, caplog):
 
 def test_a_checkpoint_is_chosen(tmp_path):
     folder = epath.Path(tmp_path)
-    assert checkpoint.chosen_steps(folder, [2, 4, 6], "last") == [2, 4, 6]
-    assert checkpoint.chosen_steps(folder, [2, 4, 6], "4") == [4]
+    assert checkpoint_record.chosen_steps(folder, [2, 4, 6], "last") == [2, 4, 6]
+    assert checkpoint_record.chosen_steps(folder, [2, 4, 6], "4") == [4]
     for which in ("5", "newest", "-1"):
         with pytest.raises(UserError, match=r"one of the steps 2, 4, 6"):
-            checkpoint.chosen_steps(folder, [2, 4, 6], which)
+            checkpoint_record.chosen_steps(folder, [2, 4, 6], which)
     with pytest.raises(UserError, match="evaluated none"):
-        checkpoint.chosen_steps(folder, [2, 4, 6], "best")
+        checkpoint_record.chosen_steps(folder, [2, 4, 6], "best")
     for step, ap in ((2, 0.5), (4, 0.7), (6, 0.6)):
         checkpoint_record.write_record(folder, step, {"metrics": {"AP": ap}, "run": {}})
-    assert checkpoint.chosen_steps(folder, [2, 4, 6], "best") == [4]
-    assert checkpoint.chosen_steps(folder, [2, 6], "best") == [6]
+    assert checkpoint_record.chosen_steps(folder, [2, 4, 6], "best") == [4]
+    assert checkpoint_record.chosen_steps(folder, [2, 6], "best") == [6]
 
 
 def test_each_evaluation_has_a_folder(tmp_path):

@@ -98,6 +98,6 @@ def _read_json(path: str, without_annotations: bool) -> dict[str, Any]:
             raise UserError(
                 f'{path}: no list "{key}" at the top. A COCO detection file has "images", '
                 '"annotations" and "categories". To get detections of images without annotations: '
-                "--mode=eval --config.eval.format_only=True."
+                "atss eval WORKDIR --eval.format_only=True."
             )
     return content

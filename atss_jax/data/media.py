@@ -1,11 +1,9 @@
-"""Images and videos that people want looked at: from files, folders, globs and cameras' containers.
+"""Images and videos that people want looked at: upright pixels in, drawn frames out.
 
 Unlike training data they have no annotations, so an EXIF orientation is always applied: the
-coordinates are those of the upright picture. Pixels only; `predict.py` decides what to do with
-them.
+coordinates are those of the upright picture. `media_files` finds the files.
 """
 
-import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,41 +13,8 @@ import cv2
 import numpy as np
 
 from atss_jax.data import decoding
-from atss_jax.errors import MissingFileError, UserError
+from atss_jax.errors import UserError
 from atss_jax.typing import UInt8
-
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".tga"),
-)
-VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
-
-
-def is_video(path: str | os.PathLike) -> bool:
-    """Whether a file's name ends like a video's."""
-    return Path(path).suffix.lower() in VIDEO_SUFFIXES
-
-
-def find_images(pattern: str) -> list[Path]:
-    """Image files of a folder (and its folders), a glob, or the one file named; sorted.
-
-    Raises:
-      FileNotFoundError: nothing there.
-    """
-    path = Path(pattern)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        candidates = [p for p in path.rglob("*") if p.is_file()]
-    else:
-        candidates = [Path(p) for p in glob.glob(pattern, recursive=True)]
-    found = sorted(p for p in candidates if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise MissingFileError(
-            f"{pattern}: no image there. Give an image, a video, a folder or a quoted glob; images "
-            f"end in {', '.join(IMAGE_SUFFIXES)}."
-        )
-    return found
 
 
 def read_image_file(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from atss_jax.data.content import Content
 from atss_jax.data.health import Finding
-from atss_jax.data.media import IMAGE_SUFFIXES
+from atss_jax.data.media_files import IMAGE_SUFFIXES
 from atss_jax.data.splits import Layout, SplitSource, folders
 from atss_jax.errors import UserError
 

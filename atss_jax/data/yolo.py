@@ -14,7 +14,7 @@ import yaml
 
 from atss_jax.data.content import ALL, Content
 from atss_jax.data.health import Finding
-from atss_jax.data.media import IMAGE_SUFFIXES
+from atss_jax.data.media_files import IMAGE_SUFFIXES
 from atss_jax.data.splits import Layout, SplitSource
 from atss_jax.errors import UserError
 

@@ -22,6 +22,7 @@ from atss_jax.data.dataset import DetectionDataset
 from atss_jax.data.sources import load_split
 from atss_jax.drawing import visualize
 from atss_jax.errors import UserError
+from atss_jax.run.arguments import Parser
 from atss_jax.structures import Batch
 
 DEFAULT_BUCKETS = "800x1088,800x1216,800x1344,1088x800,1216x800,1344x800"
@@ -96,7 +97,7 @@ def draw_row(dataset: DetectionDataset, batch: Batch, row: int, width: int) -> n
 
 def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="atss browse",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

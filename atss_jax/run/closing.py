@@ -1,12 +1,17 @@
 """What a finished run says last: AP by class, the best step, the time, and what to do next."""
 
 import datetime
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from atss_jax.data.dataset import DetectionDataset
+from atss_jax.data.image_files import FolderSource
 from atss_jax.evaluation.coco_metrics import MAIN_METRIC, known_or_none, unique_names
 from atss_jax.run.limits import best_step
 
@@ -66,7 +71,6 @@ def table(rows: list[ClassRow]) -> str:
 
 
 def closing_text(
-    workdir: str,
     dataset: DetectionDataset,
     evaluated: Mapping[str, Mapping[str, float]],
     *,
@@ -75,10 +79,9 @@ def closing_text(
     training_seconds: float,
     seconds: float,
 ) -> str:
-    """The last lines of a run that was evaluated.
+    """What a run that was evaluated has reached.
 
     Args:
-      workdir: folder of the run.
       dataset: that was evaluated.
       evaluated: metrics of each evaluated step.
       step: the last one, which is among them.
@@ -96,16 +99,55 @@ def closing_text(
     else:
         lines.append(f"step {step} has the best AP of {len(evaluated)} evaluation(s)")
     lines.append(f"{step} steps in {_clock(training_seconds)}, {_clock(seconds)} in all")
+    return "\n".join(lines)
+
+
+def next_commands(
+    workdir: str,
+    dataset: DetectionDataset,
+    evaluated: Mapping[str, Mapping[str, float]],
+    *,
+    step: int,
+    program: str = "atss",
+) -> str:
+    """What to type after a run: lines for the shell, whatever the names of folders are.
+
+    Args:
+      workdir: folder of the run.
+      dataset: that was evaluated; its first image is the example, where it is a file.
+      evaluated: metrics of each evaluated step.
+      step: the last one.
+      program: what to type for `atss`, see `program_name`.
+    """
+    folder, best = _quoted(workdir), best_step(evaluated)
     which = "" if best in (None, step) else " --checkpoint=best"
-    return "\n".join(
-        [
-            *lines,
-            "next:",
-            f"  atss predict {workdir} IMAGE_OR_FOLDER{which}",
-            f"  atss report {workdir}",
-            f"  atss export {workdir}{which}",
-        ]
+    image, source = "IMAGE_OR_FOLDER", dataset.source
+    if isinstance(source, FolderSource) and source.is_local:
+        image = _quoted(source.path(0))
+    return (
+        f"next:\n  {program} predict {folder} {image}{which}\n"
+        f"  {program} report {folder}\n  {program} export {folder}{which}"
     )
+
+
+def program_name() -> str:
+    """What to type for `atss`: its path where the shell does not find that of this environment."""
+    own, found = os.path.join(os.path.dirname(sys.executable), "atss"), shutil.which("atss")
+    if not os.access(own, os.X_OK):
+        return "atss" if found else f"{_quoted(sys.executable)} -m atss_jax.cli"
+    if found and os.path.realpath(found) == os.path.realpath(own):
+        return "atss"
+    is_below = os.path.dirname(own).startswith(os.getcwd() + os.sep)
+    return _quoted(os.path.relpath(own) if is_below else own)
+
+
+def _quoted(path: str) -> str:
+    """A path as a shell and our own reader of flags take it.
+
+    >>> _quoted("C d*"), _quoted("-x")
+    ("'C d*'", './-x')
+    """
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)
 
 
 def _clock(seconds: float) -> str:

@@ -1,7 +1,8 @@
 """Recipe groups "predict" and "export"."""
 
 import dataclasses
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from atss_jax.config import ConfigGroup, Range
 from atss_jax.errors import UserError
@@ -11,12 +12,20 @@ from atss_jax.errors import UserError
 class PredictConfig(ConfigGroup, name="predict"):
     """`--mode=predict`."""
 
-    input: str = ""
-    """Image, folder, glob or video."""
+    input: tuple[str, ...] = ()
+    """Images, folders, videos and patterns; the flag may be given several times."""
     output: str = ""
     """Folder for drawings and tables; "" is `predictions` in the workdir."""
     score_threshold: Annotated[float, Range(0, 1)] = 0.3
     """Drawn and listed from this score on."""
+
+    @classmethod
+    def upgrade(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """One input was a text without a tuple around it."""
+        given = values.get("input")
+        if isinstance(given, str):
+            return {**values, "input": (given,) if given else ()}
+        return values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,34 +4,51 @@ What is found here is found again, with more detail, by the reader of the file; 
 so that a wrong path is a message after a second. It imports no JAX.
 """
 
+import importlib.util
 import os
+from collections.abc import Sequence
 
 from atss_jax.data.config import DataConfig
 from atss_jax.errors import MissingFileError, UserError
+from atss_jax.run import given_run
+from atss_jax.run.config import PredictConfig
+from atss_jax.run.mode_table import MODES
 from atss_jax.run.recipe import Recipe
 
 WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")
 """A local weight file has one of these; a name of the hub with one of them holds "://"."""
 
+_WEIGHTS_HINT = (
+    "Give a weight file, the workdir of a run, a name of the Hugging Face Hub such as "
+    'timm/resnet50.tv_in1k, or "" for a random start; see docs/recipes.md.'
+)
 
-def check(recipe: Recipe, mode: str, workdir: str) -> None:
+
+def check(recipe: Recipe, mode: str, workdir: str, checkpoint: str = "last") -> None:
     """Raises for a path that cannot work.
 
     Args:
       recipe: with the paths.
       mode: of `mode_table.MODES`.
       workdir: folder of the run; "" without one.
+      checkpoint: that eval, predict and export read.
 
     Raises:
       UserError: what is wrong with which path.
     """
     check_workdir(workdir)
     if mode.startswith("train"):
-        _check_data(recipe.data, with_val=mode == "train_and_eval")
+        _check_data(recipe.data, ("train", "val") if mode == "train_and_eval" else ("train",))
         if not os.path.isdir(os.path.join(workdir, "checkpoints")):  # a resumed run reads none
             _check_weights(recipe.model.init_from)
+    if MODES[mode].reads_checkpoint:
+        given_run.check(workdir, checkpoint)
+    if mode == "eval" and not (recipe.data.root and recipe.data.val_annotations):
+        _check_data(recipe.data, ("val",))
+    if mode == "export" and recipe.export.format == "onnx":
+        _check_onnx()
     if mode == "predict":
-        _check_input(recipe.predict.input)
+        _check_input(recipe.predict, workdir)
 
 
 def check_workdir(workdir: str) -> None:
@@ -59,16 +76,16 @@ def check_root(root: str) -> None:
         )
 
 
-def _check_data(data: DataConfig, *, with_val: bool) -> None:
+def _check_data(data: DataConfig, splits: Sequence[str]) -> None:
     if data.root:
         check_root(data.root)
     elif data.source == "coco_json":
-        for split in ("train", "val") if with_val else ("train",):
+        for split in splits:
             for kind in ("annotations", "images"):
                 name = f"{split}_{kind}"
                 path = getattr(data, name)
                 if not path:
-                    other = ", or --mode=train (no evaluation)" if split == "val" else ""
+                    other = ", or --mode=train (no evaluation)" if len(splits) == 2 else ""
                     raise UserError(
                         f"config.data.{name} is empty. Give the path{other}, or the folder of "
                         "your data as config.data.root."
@@ -80,21 +97,44 @@ def _check_data(data: DataConfig, *, with_val: bool) -> None:
 
 
 def _check_weights(path: str) -> None:
-    is_local = path.endswith(WEIGHT_SUFFIXES) and not _is_remote(path)
-    if is_local and not os.path.exists(os.path.expanduser(path)):
-        raise MissingFileError(
-            f"config.model.init_from={path!r}: no such file. Give a weight file, a name of the "
-            'Hugging Face Hub such as timm/resnet50.tv_in1k, or "" for a random start; see '
-            "docs/recipes.md."
-        )
+    from atss_jax.models import hub
+
+    local = os.path.expanduser(path)
+    if not path or _is_remote(path):
+        return
+    if os.path.isdir(local):
+        if not os.path.exists(os.path.join(local, "config.json")):
+            raise UserError(
+                f"config.model.init_from={path!r}: a folder without config.json. {_WEIGHTS_HINT}"
+            )
+    elif not os.path.exists(local):
+        is_name = hub.is_hub_name(path, WEIGHT_SUFFIXES) and not path.startswith("workdirs/")
+        if not is_name:
+            raise MissingFileError(
+                f"config.model.init_from={path!r}: no such file or folder. {_WEIGHTS_HINT}"
+            )
 
 
-def _check_input(path: str) -> None:
-    is_pattern = any(c in path for c in "*?[")
-    if path and not is_pattern and not _is_remote(path) and not os.path.exists(path):
-        raise MissingFileError(
-            f"config.predict.input={path!r} does not exist. Give an image, folder, video, or a "
-            'pattern in quotes, as in "new/*.jpg".'
+def _check_input(predict: PredictConfig, workdir: str) -> None:
+    from atss_jax.data import media_files
+
+    if not any(predict.input):
+        raise UserError(f"config.predict.input is empty. {media_files.HINT}")
+    output = predict.output or os.path.join(workdir, "predictions")
+    place = output
+    while place and not _is_remote(place) and not os.path.isdir(place):
+        if os.path.exists(place):
+            raise UserError(f"config.predict.output={output!r}: {place} is a file. Give a folder.")
+        place = os.path.dirname(place.rstrip("/"))
+    media_files.check_readable(media_files.find(predict.input, output))
+
+
+def _check_onnx() -> None:
+    missing = [name for name in ("jax2onnx", "onnx") if not importlib.util.find_spec(name)]
+    if missing:
+        raise UserError(
+            f'config.export.format="onnx" needs {" and ".join(missing)}, not installed here; see '
+            'docs/export.md. Without it use config.export.format="stablehlo".'
         )
 
 

@@ -5,7 +5,8 @@ function. Nothing heavy is imported before that.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -19,8 +20,11 @@ class Mode(NamedTuple):
     """The `atss` command that runs it; "" for none."""
     help: str = ""
     """Of that command."""
-    arguments: tuple[str, ...] = ()
-    """Its positional arguments, in order; a "?" at the end of a name makes it optional."""
+    arguments: Mapping[str, str] = MappingProxyType({})
+    """Its positional arguments in order, each with its meaning. At the end of a name, "?" makes it
+    optional, and "+" takes several."""
+    more_help: str = ""
+    """Below the rest of its --help."""
     reads_checkpoint: bool = False
     needs_workdir: bool = True
     needs_recipe: bool = True
@@ -31,30 +35,42 @@ class Mode(NamedTuple):
         return getattr(importlib.import_module(f"atss_jax.run.{module}"), name)
 
 
+_WORKDIR = "folder of a run, as in workdirs/NAME"
+
 MODES = {
     "train": Mode("modes:train_only"),
     "eval": Mode(
         *("validation:evaluate_workdir", "eval", "average precision of a run's checkpoint"),
-        arguments=("workdir",),
+        arguments={"workdir": _WORKDIR},
         reads_checkpoint=True,
     ),
     "train_and_eval": Mode(
         *("modes:train_and_eval", "train", "train on a folder, or on a recipe's data"),
-        arguments=("folder?",),
+        arguments={"folder?": "images and labels; see docs/own_data.md"},
     ),
     "predict": Mode(
         *("predict:predict_workdir", "predict", "detections in images or videos"),
-        arguments=("workdir", "input"),
+        arguments={
+            "workdir": _WORKDIR,
+            "input+": "images, folders (with those below), videos, or patterns in quotes",
+        },
+        more_help="""\
+example:
+  atss predict workdirs/mine a.jpg holidays clip.mp4 --predict.score_threshold=0.5
+
+A file that is named twice is looked at once. Drawings, detections.json and detections.csv go into
+the folder `predictions` of the run, or into --predict.output=FOLDER.
+""",
         reads_checkpoint=True,
     ),
     "export": Mode(
         *("export:export_workdir", "export", "a file that runs without this package"),
-        arguments=("workdir",),
+        arguments={"workdir": _WORKDIR},
         reads_checkpoint=True,
     ),
     "describe": Mode(
         *("modes:print_description", "describe", "parameters, sizes and memory before training"),
-        arguments=("folder?",),
+        arguments={"folder?": "of data, or of a run"},
         needs_workdir=False,
     ),
     "selftest": Mode(

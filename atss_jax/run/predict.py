@@ -1,4 +1,4 @@
-"""`--mode=predict`: images, folders, globs and videos -> drawings, COCO JSON and CSV."""
+"""`--mode=predict`: images, folders, patterns and videos -> drawings, COCO JSON and CSV."""
 
 import collections
 import csv
@@ -8,12 +8,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from atss_jax.data import media
+from atss_jax.data import media, media_files
 from atss_jax.drawing import visualize
 from atss_jax.errors import UserError
 from atss_jax.evaluation.coco_results import detections_to_coco, with_min_score, write_results
@@ -42,12 +43,12 @@ def predict_workdir(
     Raises:
       UserError: no input, or nothing readable in it; no run, or no such checkpoint.
     """
-    source = config.predict.input
-    if not source:
-        raise UserError("config.predict.input is empty. Give an image, folder, glob or video.")
-    is_video = media.is_video(source) and os.path.isfile(source)
-    files = [] if is_video else media.find_images(source)
+    if not any(config.predict.input):
+        raise UserError(f"config.predict.input is empty. {media_files.HINT}")
     output = epath.Path(config.predict.output or workdir / "predictions")
+    found = media_files.find(config.predict.input, output)
+    media_files.check_readable(found)
+    files = [*found.images, *found.videos]
     if any(os.path.realpath(file.parent) == os.path.realpath(output) for file in files):
         raise UserError(
             f"config.predict.output={str(output)!r} is the folder of the images, and drawings take "
@@ -59,10 +60,16 @@ def predict_workdir(
     )
     print(f"step {detector.step} ({checkpoint}) of {workdir}")
     workdir_files.make_folder(output, "config.predict.output")
-    if is_video:
-        rows, failed = _predict_video(detector, source, output), []
-    else:
-        rows, failed = _predict_files(detector, files, output)
+    names = media_files.names_of(files)
+    rows, failed = _predict_files(detector, found.images, names, output)
+    taken: set[str] = set()
+    for file, name in zip(found.videos, names[len(found.images) :], strict=True):
+        drawing = output / f"{drawing_name(name, taken)}.mp4"
+        frame_prefix = "" if len(files) == 1 else f"{name}/"
+        try:
+            rows += _predict_video(detector, file, drawing, frame_prefix)
+        except UserError as error:
+            failed.append(str(error))
     write_tables(rows, detector, output)
     counts = {
         "images": len(rows),
@@ -93,21 +100,20 @@ def predict_workdir(
 
 
 def _predict_files(
-    detector: Detector, files: Sequence[Any], output: epath.Path
+    detector: Detector, files: Sequence[Path], names: Sequence[str], output: epath.Path
 ) -> tuple[list[tuple[str, Detections]], list[str]]:
     """Draws each file; returns (name, detections) of those read, and messages about the others."""
-    root = os.path.commonpath([file.parent for file in files])
     failed: list[str] = []
     waiting: collections.deque = collections.deque()
 
     def read() -> Iterator[np.ndarray]:
-        for file in files:
+        for file, name in zip(files, names, strict=False):  # names of videos follow
             try:
                 image = media.read_image_file(file)
             except (ValueError, OSError) as error:
                 failed.append(str(error))
                 continue
-            waiting.append((os.path.relpath(file, root), image))
+            waiting.append((name, image))
             yield image
 
     rows: list[tuple[str, Detections]] = []
@@ -124,18 +130,18 @@ def _predict_files(
 
 
 def _predict_video(
-    detector: Detector, source: str, output: epath.Path
+    detector: Detector, source: Path, drawing: epath.Path, frame_prefix: str
 ) -> list[tuple[str, Detections]]:
     """Draws a video; returns (frame name, detections)."""
     video = media.Video(source)
     frames, mine = itertools.tee(video)  # the detector runs at most a few batches ahead
     rows = []
     report = progress(video.num_frames)
-    with media.VideoWriter(output / (epath.Path(source).stem + ".mp4"), video.fps) as writer:
+    with media.VideoWriter(drawing, video.fps) as writer:
         for frame, found in zip(mine, detector.detect(frames), strict=True):
             found = with_min_score(found, detector.config.predict.score_threshold)
             writer.write(draw(detector, frame, found, min_short_side=1))
-            rows.append((f"frame_{len(rows):06d}", found))
+            rows.append((f"{frame_prefix}frame_{len(rows):06d}", found))
             report(len(rows))
     return rows
 

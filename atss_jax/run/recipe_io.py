@@ -179,6 +179,11 @@ def recipe_from_json(text: str) -> Recipe:
         raise UserError(f"not JSON ({error}). Is the file complete?") from error
     if not isinstance(values, dict):
         raise UserError(f"a recipe has named groups ({', '.join(GROUPS)}), not {_short(values)}.")
+    if values and not values.keys() & GROUPS.keys():
+        raise UserError(
+            f"no recipe of atss_jax, perhaps another program's: it has {_short(list(values))}, and "
+            f"none of the groups {', '.join(GROUPS)}. Give the folder of a run of atss_jax."
+        )
     return recipe_from_mapping(values)
 
 

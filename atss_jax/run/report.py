@@ -1,16 +1,7 @@
-"""The report of a run that people look at: one self-contained HTML file.
+"""The report of a run that people look at: one self-contained HTML file; see `report_command`."""
 
-    atss report FOLDER [--output report.html]
-
-The folder is a workdir (the training's last evaluation), or one of the evaluations in its `eval`. A
-run writes its report when it ends. It reads config.json, metrics.jsonl, detections.json and
-result.json, and the data set of the configuration, and opens from disk without a network.
-"""
-
-import argparse
 import html
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from etils import epath
@@ -25,6 +16,7 @@ from atss_jax.files import write_whole
 from atss_jax.run import (
     build,
     classes,
+    given_run,
     recipe_io,
     report_assignment,
     report_header,
@@ -34,25 +26,6 @@ from atss_jax.run import (
 from atss_jax.run.recipe import Recipe
 from atss_jax.run.scenes import gather_scenes
 from atss_jax.runtime.metric_writer import read_rows
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Reads the arguments and writes the report; returns the exit code.
-
-    Raises:
-      UserError: there is no evaluated run.
-    """
-    parser = argparse.ArgumentParser(
-        prog="atss report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, help="a workdir, or WORKDIR/eval/NAME")
-    parser.add_argument("--output", type=Path, help="default: FOLDER/report.html")
-    args = parser.parse_args(arguments)
-    output = write_report(args.folder, args.output)
-    print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB")
-    return 0
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
@@ -80,11 +53,7 @@ def make_report(folder: Path) -> str:
       UserError: no such folder, or it holds no configuration or no detections, or those of another
         split.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder. Give the workdir of a run.")
-    for name in ("config.json", "detections.json"):
-        if not (folder / name).exists():
-            raise UserError(f"{folder / name}: missing. Run --mode=eval on it first.")
+    given_run.check_report(folder)
     recipe = recipe_io.read_recipe(folder / "config.json")
     about = report_header.read_about(folder, recipe)
     workdir = folder.parent.parent if folder.parent.name == "eval" else folder

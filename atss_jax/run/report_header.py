@@ -67,7 +67,7 @@ def read_about(folder: Path, recipe: Recipe) -> str:
     if result.get("split", split) != split:
         raise UserError(
             f"{path}: the detections are of {result['split']!r}, config.json names {split!r}. Run "
-            "--mode=eval, and make the report of its folder."
+            "`atss eval`, and make the report of its folder."
         )
     step = result.get("step", "unknown")
     augmentation = result.get("test_time_augmentation", recipe.eval.multiscale)

@@ -29,10 +29,14 @@ class Source(NamedTuple):
     class_names: tuple[str, ...] | None
     """None for a file of another library."""
     config: Recipe | None
+    step: int | None
+    """Of a workdir's checkpoint."""
 
 
 def load(config: Recipe, variables: Any, class_names: Sequence[str]) -> tuple[Any, str]:
-    """(variables filled from `model.init_from`, a text about what was taken).
+    """(variables filled from `model.init_from`, a text about where from and which classes).
+
+    Which arrays were taken is in the log of `pretrained.insert`.
 
     Args:
       config: the recipe.
@@ -45,7 +49,8 @@ def load(config: Recipe, variables: Any, class_names: Sequence[str]) -> tuple[An
     name = config.model.init_from
     source = _read(name)
     target = pretrained.flatten(variables)
-    arrays, lines = source.arrays, [f"weights of {name}"]
+    step = "" if source.step is None else f", step {source.step}"
+    arrays, lines = source.arrays, [f"starting from the weights of {name}{step}"]
     if source.class_names is not None:
         arrays = dict(arrays)
         lines.append(_match_classes(arrays, target, source.class_names, tuple(class_names)))
@@ -54,19 +59,7 @@ def load(config: Recipe, variables: Any, class_names: Sequence[str]) -> tuple[An
             f"these weights saw images normalised by {normalization(source.config)}, this run by "
             f"{normalization(config)}"
         )
-    filled = pretrained.insert(arrays, variables, source=name)
-    same = [
-        path
-        for path, array in pretrained.flatten(filled).items()
-        if np.array_equal(array, target[path])
-    ]
-    parts = sorted({path.split("/", 1)[1].rsplit("/", 1)[0] for path in same})
-    kept = f": {', '.join(parts[:4])}{', ...' if len(parts) > 4 else ''}" if parts else ""
-    lines.append(
-        f"{len(target) - len(same)} of {len(target)} arrays taken, {len(same)} at their start "
-        f"values{kept}"
-    )
-    return filled, "\n  ".join(lines)
+    return pretrained.insert(arrays, variables, source=name), "\n  ".join(lines)
 
 
 def _read(name: str) -> Source:
@@ -84,7 +77,7 @@ def _read(name: str) -> Source:
             )
         detector = Detector.load(folder)
         flat = pretrained.flatten(jax.device_get(detector.variables))
-        return Source(dict(flat), detector.class_names, detector.config)
+        return Source(dict(flat), detector.class_names, detector.config, detector.step)
     path = os.fspath(pretrained.local_path(name))  # a name of the hub is fetched
     if path.endswith(".safetensors"):
         try:
@@ -93,8 +86,8 @@ def _read(name: str) -> Source:
             pass  # not of this package, or unreadable: the reader of any file says which
         else:
             flat = pretrained.flatten(saved.variables)
-            return Source(dict(flat), saved.class_names, None)
-    return Source(dict(pretrained.read_arrays(path)), None, None)
+            return Source(dict(flat), saved.class_names, None, None)
+    return Source(dict(pretrained.read_arrays(path)), None, None, None)
 
 
 def _match_classes(

@@ -181,14 +181,18 @@ def _in_numbers(
 
 
 def _with_first_weights(config: Recipe, old: Recipe, workdir: epath.Path) -> Recipe:
-    """The recipe with the weights that the run did start from; says so where others are given."""
+    """The recipe with the weights that the run did start from; says that none are read again."""
     first, given = old.model.init_from, config.model.init_from
-    if given != first and jax.process_index() == 0:
-        screen.show(
-            f"config.model.init_from={given!r} is not read: {workdir} has started, from "
-            f"{first or 'random weights'}. To start from other weights, give another --workdir.",
-            sys.stderr,
+    text = f"the weights are those of the newest checkpoint in {workdir}"
+    if first:
+        text += f"; {first} was read when the run began"
+    if given not in ("", first):
+        text = (
+            f"config.model.init_from={given!r} is not read: {text}. To start from it, give another "
+            "--workdir."
         )
+    if (first or given) and jax.process_index() == 0:
+        screen.show(text, sys.stderr)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, init_from=first))
 
 

@@ -313,19 +313,23 @@ class Loop:
         """Says what the run reached and what to do next."""
         if self._validation is None or not self._evaluated.get(str(step)):
             return
-        try:
+        dataset, evaluated = self._validation.dataset, self._evaluated
+        with _warning_only("the closing table is not shown"):
             text = closing.closing_text(
-                str(self._workdir),
-                self._validation.dataset,
-                self._evaluated,
+                dataset,
+                evaluated,
                 step=step,
                 ended=ended,
                 training_seconds=self._log.total_seconds(),
                 seconds=self._limits.seconds,
             )
             self._progress.note(text)
-        except Exception:  # noqa: BLE001 - as with pictures
-            logging.warning("the closing table is not shown", exc_info=True)
+            commands = closing.next_commands(
+                *(str(self._workdir), dataset, evaluated),
+                step=step,
+                program=closing.program_name(),
+            )
+            self._progress.note(commands, is_wrapped=False)
 
     def _report(self) -> None:
         """Writes report.html; what people look at must not end the run."""

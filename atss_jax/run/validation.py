@@ -120,7 +120,7 @@ def restore_variables(
       workdir: folder of the run.
       model: the network.
       mesh: the devices.
-      which: "last" (that can be read), "best" or a step; see `checkpoint.chosen_steps`.
+      which: "last" (that can be read), "best" or a step; see `checkpoint_record.chosen_steps`.
     """
     variables = jax.eval_shape(lambda: init_variables(model, config.data.buckets[0], 0))
     is_averaged = config.optim.ema_decay > 0

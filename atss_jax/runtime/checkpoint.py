@@ -252,40 +252,6 @@ def _newest(
     return None, []
 
 
-def chosen_steps(folder: epath.Path, steps: Sequence[int], which: str) -> list[int]:
-    """The checkpoints that may be read: all for "last", else one.
-
-    Args:
-      folder: of the checkpoints.
-      steps: of the complete ones.
-      which: "last", "best" (highest AP of those that the training evaluated) or a step.
-
-    Raises:
-      UserError: there is no such checkpoint; says which there are.
-    """
-    there = ", ".join(map(str, sorted(steps))) or "none"
-    if which == "last":
-        return list(steps)
-    if which == "best":
-        measured = []
-        for step in steps:
-            record = checkpoint_record.read_record(folder, step) or {}
-            value = (record.get("metrics") or {}).get("AP")
-            if value is not None:
-                measured.append((value, step))
-        if measured:
-            return [max(measured)[1]]
-        raise UserError(
-            f"--checkpoint=best: the training evaluated none of the checkpoints in {folder} "
-            f"({there}). Use last, or one of these steps."
-        )
-    if which.isdigit() and int(which) in steps:
-        return [int(which)]
-    raise UserError(
-        f"--checkpoint={which}: not in {folder}. Use last, best, or one of the steps {there}."
-    )
-
-
 def restore_part(folder: epath.Path, abstract_part: Any, which: str = "last") -> tuple[int, Any]:
     """(step, part) of a checkpoint: only some entries of the saved state.
 
@@ -295,7 +261,7 @@ def restore_part(folder: epath.Path, abstract_part: Any, which: str = "last") ->
     Args:
       folder: of the checkpoints.
       abstract_part: shapes, dtypes and shardings of the entries to read.
-      which: see `chosen_steps`.
+      which: see `checkpoint_record.chosen_steps`.
 
     Raises:
       UserError: no checkpoints there, or not this one.
@@ -303,9 +269,7 @@ def restore_part(folder: epath.Path, abstract_part: Any, which: str = "last") ->
       OSError: the storage does not answer.
     """
     if not folder.exists():
-        raise UserError(
-            f"{folder}: no checkpoints. Train first (--mode=train), or check --workdir."
-        )
+        raise UserError(f"{folder}: no checkpoints. Train first, or check --workdir.")
     folder = folder.absolute()
     checkpoint_record.check_folder_name(folder)
     with ocp.CheckpointManager(
@@ -325,6 +289,6 @@ def restore_part(folder: epath.Path, abstract_part: Any, which: str = "last") ->
         steps = manager.all_steps()
         if not steps:
             raise UserError(f"{folder}: no complete checkpoint yet. Train first.")
-        found, _ = _newest(folder, chosen_steps(folder, steps, which), read)
+        found, _ = _newest(folder, checkpoint_record.chosen_steps(folder, steps, which), read)
     assert found is not None
     return found.step, found.state

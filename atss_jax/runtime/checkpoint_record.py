@@ -8,7 +8,7 @@ and holds a checksum of itself, too.
 import json
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from etils import epath
@@ -145,3 +145,37 @@ def verify(folder: epath.Path, step: int) -> bool:
                 f"{expected[0]} with {expected[1]:08x}"
             )
     return True
+
+
+def chosen_steps(folder: epath.Path, steps: Sequence[int], which: str) -> list[int]:
+    """The checkpoints that may be read: all for "last", else one.
+
+    Args:
+      folder: of the checkpoints.
+      steps: of the complete ones.
+      which: "last", "best" (highest AP of those that the training evaluated) or a step.
+
+    Raises:
+      UserError: there is no such checkpoint; says which there are.
+    """
+    there = ", ".join(map(str, sorted(steps))) or "none"
+    if which == "last":
+        return list(steps)
+    if which == "best":
+        measured = []
+        for step in steps:
+            record = read_record(folder, step) or {}
+            value = (record.get("metrics") or {}).get("AP")
+            if value is not None:
+                measured.append((value, step))
+        if measured:
+            return [max(measured)[1]]
+        raise UserError(
+            f"--checkpoint=best: the training evaluated none of the checkpoints in {folder} "
+            f"({there}). Use last, or one of these steps."
+        )
+    if which.isdigit() and int(which) in steps:
+        return [int(which)]
+    raise UserError(
+        f"--checkpoint={which}: not in {folder}. Use last, best, or one of the steps {there}."
+    )

@@ -260,10 +260,16 @@ class Progress:
         self._print("  ".join(texts))
         return rate
 
-    def note(self, text: str) -> None:
-        """Prints a line that stays."""
+    def note(self, text: str, *, is_wrapped: bool = True) -> None:
+        """Prints a line that stays.
+
+        Args:
+          text: one line or several.
+          is_wrapped: False for commands, which people copy: a terminal's own wrapping is no break.
+        """
         if self._active:
-            text = screen.wrapped(text, screen.width_of(sys.stderr))
+            if is_wrapped:
+                text = screen.wrapped(text, screen.width_of(sys.stderr))
             screen.say(("\r\033[K" if self._terminal else "") + text)
 
     def _print(self, text: str) -> None:
