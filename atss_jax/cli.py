@@ -139,10 +139,14 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
         parser.add_argument("--workdir", help="folder of the run; default: workdirs/NAME")
     if mode.reads_checkpoint:
         parser.add_argument("--checkpoint", help="last (the default), best (by AP) or a step")
+    if command == "describe":
+        parser.add_argument("--topology", help="estimates for v5e:2x2, h100:8, ...; none is needed")
+        parser.add_argument("--part", help="of it: train (the default), predict, stem, head, ...")
     given, rest = parser.parse_known_args(list(arguments))
     flags = [f"--mode={MODES[command]}", *map(_with_group, rest)]
-    if getattr(given, "checkpoint", None) is not None:
-        flags.append(f"--checkpoint={given.checkpoint}")
+    for name in ("checkpoint", "topology", "part"):
+        if getattr(given, name, None) is not None:
+            flags.append(f"--{name}={getattr(given, name)}")
     folder = getattr(given, "folder", None)
     config = getattr(given, "config", None)
     workdir = given.workdir if hasattr(given, "workdir") else None

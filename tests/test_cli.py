@@ -33,6 +33,10 @@ from atss_jax.run.recipe_io import default_workdir
         ("predict w a.jpg", "--mode=predict --workdir=w --config.predict.input=a.jpg"),
         ("export w", "--mode=export --workdir=w"),
         ("describe --config=quickstart", "--mode=describe --config=quickstart"),
+        (
+            "describe --config=quickstart --topology v5e:2x2 --part=stem",
+            "--mode=describe --topology=v5e:2x2 --part=stem --config=quickstart",
+        ),
         ("selftest", "--mode=selftest"),
     ],
 )
