@@ -1,8 +1,6 @@
 """What compilers say of devices that are not here: of a stored program, and of compiled parts."""
 
 import importlib.util
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +11,7 @@ import aot_report
 from atss_jax.errors import UserError
 from atss_jax.run.ahead import costs, hlo_text, topology
 from atss_jax.run.ahead.figures import program_figures
+from tests.ahead_case import report
 
 ROOT = Path(__file__).resolve().parents[1]
 EXCERPT = Path(__file__).with_name("compiled_excerpt.hlo").read_text()
@@ -146,17 +145,6 @@ def test_describe_compiles_a_recipe_and_says_what_its_figures_are():
     assert "80 classes (assumed: the data set is not here)" in done.stdout
     assert "a compiler's estimates: compiled, not run" in done.stdout
     assert "no modelled time" in done.stdout
-
-
-def report(tmp_path, *options):
-    """The figures of a small part, compiled in a process of its own."""
-    file = tmp_path / "report.json"
-    subprocess.run(
-        [sys.executable, ROOT / "scripts/aot_report.py", "--bucket=64x96", "--per-device=2",
-         f"--json={file}", *options],
-        check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
-    )  # fmt: skip
-    return json.loads(file.read_text())
 
 
 @pytest.mark.slow

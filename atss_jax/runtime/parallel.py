@@ -86,6 +86,11 @@ def make_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
+def platform_of(mesh: Mesh | None) -> str:
+    """Platform of a mesh, attached or not, such as "tpu" or "cpu"; None is the default one."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from atss_jax.files import write_whole
 from atss_jax.run.ahead import costs, hlo_text, programs
 from atss_jax.run.describe import count_macs
+from atss_jax.runtime import parallel, precision
 
 
 class Device(NamedTuple):
@@ -62,7 +63,9 @@ def measure(
     """
     program = programs.find(part)(case)
     started, cpu = time.perf_counter(), time.process_time()
-    traced = program.function.trace(*program.arguments)
+    platform = parallel.platform_of(case.mesh)
+    with precision.of_network(case.config.model.dtype, platform):  # whole steps enter it themselves
+        traced = program.function.trace(*program.arguments)
     lowered = traced.lower()
     trace_seconds = time.perf_counter() - started
     started = time.perf_counter()
