@@ -10,7 +10,7 @@ What `atss describe --topology=...` prints, with a bucket and a batch of your ch
 compared with another. Nothing runs on a device: see `atss_jax/run/ahead/figures.py` on what is
 exact and what is a model.
 
-A whole training step takes 13 to 17 minutes of CPU time to compile for a TPU, a part some seconds.
+A whole training step takes 5 to 17 minutes of CPU time to compile for a TPU, a part some seconds.
 """
 
 import argparse
