@@ -1,6 +1,7 @@
 """What compilers say of devices that are not here: of a stored program, and of compiled parts."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 
 import aot_report
+from atss_jax.configs import coco_json
 from atss_jax.errors import UserError
+from atss_jax.run import recipe_io
 from atss_jax.run.ahead import costs, hlo_text, topology
 from atss_jax.run.ahead.figures import program_figures
 from tests.ahead_case import report
@@ -112,12 +115,11 @@ def test_missing_compilers_are_named(monkeypatch):
         topology.prepare_environment("h100:8")
 
 
-def describe(*flags):
+def describe(*flags, what="--config=coco_json"):
     """`atss describe` of a small network, without data, in a process of its own."""
     small = ["--data.buckets=((64,96),)", "--data.image_size=-1", "--data.global_batch=8"]
     return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "atss_jax.cli", "describe", "--config=coco_json",
-         *small, *flags],
+        [sys.executable, "-W", "error", "-m", "atss_jax.cli", "describe", what, *small, *flags],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
 
@@ -136,6 +138,15 @@ def test_a_mistake_is_one_line_and_code_2(flags, message):
     done = describe(*flags)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_describe_compiles_the_recipe_and_classes_of_a_run(tmp_path):
+    (tmp_path / "config.json").write_text(recipe_io.recipe_to_json(coco_json.recipe()))
+    classes = {"class_names": ["a", "b", "c"], "category_ids": [1, 2, 3]}
+    (tmp_path / "classes.json").write_text(json.dumps(classes))
+    done = describe("--topology=cpu", "--part=losses", what=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert f"3 classes (of {tmp_path})" in done.stdout
 
 
 def test_describe_compiles_a_recipe_and_says_what_its_figures_are():

@@ -49,7 +49,7 @@ def test_platforms():
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
-@pytest.mark.parametrize("part", ["head_layer", "predict"])
+@pytest.mark.parametrize("part", ["head_layer", "train", "predict"])
 def test_the_compiled_program_multiplies_float32(tmp_path, part):
     small = ["model.backbone=resnet18", "model.flavour=torchvision", "model.width=0.25"]
     small += ["model.fpn_channels=32", "model.head_convs=1", "eval.pre_nms_top_k=50"]
