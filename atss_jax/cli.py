@@ -134,11 +134,15 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
         parser.add_argument("--workdir", help="folder of the run; default: workdirs/NAME")
     if mode.reads_checkpoint:
         parser.add_argument("--checkpoint", help="last (the default), best (by AP) or a step")
+    if command == "describe":
+        parser.add_argument("--topology", help="estimates for v5e:2x2, h100:8, ...; none is needed")
+        parser.add_argument("--part", help="of it: train (the default), predict, stem, head, ...")
     words = sorted(_joined(arguments), key=lambda word: word.startswith("-"))
     given, rest = parser.parse_known_args(words)
     flags = [f"--mode={MODES[command]}", *map(_with_group, rest)]
-    if getattr(given, "checkpoint", None) is not None:
-        flags.append(f"--checkpoint={given.checkpoint}")
+    for name in ("checkpoint", "topology", "part"):
+        if getattr(given, name, None) is not None:
+            flags.append(f"--{name}={getattr(given, name)}")
     folder = getattr(given, "folder", None)
     config = getattr(given, "config", None)
     workdir = given.workdir if hasattr(given, "workdir") else None
@@ -219,7 +223,7 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
     infos = [info for group in GROUPS.values() for info in field_infos(group)]
     with_value = {f"{i.group}.{i.name}" for i in infos if i.type != "bool"}
-    with_value |= {"config", "workdir", "checkpoint"}
+    with_value |= {"config", "workdir", "checkpoint", "topology", "part"}
     words: list[str] = []
     for argument in arguments:
         before = words[-1] if words else ""

@@ -24,12 +24,17 @@ from ml_collections import ConfigDict, config_flags
 from atss_jax.errors import UserError
 from atss_jax.run import given_paths, given_run, recipe_changes, recipe_files, recipe_io
 from atss_jax.run.mode_table import MODES, READING_MODES
+from atss_jax.run.recipe import Recipe
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _MODE = flags.DEFINE_enum("mode", "train_and_eval", tuple(MODES), "What to do.")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "last", f"What {', '.join(READING_MODES)} read: last, best or a step."
 )
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "", "describe: what a compiler says of the recipe on v5e:2x2, h100:8, ..."
+)
+_PART = flags.DEFINE_string("part", "train", "describe with --topology: train, predict or a part.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -57,12 +62,28 @@ def main(argv: Sequence[str]) -> None:
             f"{', '.join(READING_MODES)}. Training goes on from the newest checkpoint."
         )
 
+    if (_TOPOLOGY.value or flags.FLAGS["part"].present) and _MODE.value != "describe":
+        raise UserError(f"--topology and --part with --mode={_MODE.value}: only for describe.")
     given_paths.check(recipe, _MODE.value, _WORKDIR.value or "", _CHECKPOINT.value)
     if not _MODE.value.startswith("train"):
         stop_signal.uninstall()
+    if _TOPOLOGY.value:
+        _describe_ahead(recipe)
+        return
     from atss_jax.run import modes  # imports JAX: only after the flags are known to be right
 
     sys.exit(modes.run(_MODE.value, recipe, _WORKDIR.value or "", _CHECKPOINT.value))
+
+
+def _describe_ahead(recipe: Recipe) -> None:
+    """Prints what a compiler says of the recipe on devices that are not here."""
+    from atss_jax.run.ahead import topology
+
+    topology.prepare_environment(_TOPOLOGY.value)
+    from atss_jax.run.ahead import command  # imports JAX: after the environment is set
+
+    workdir = epath.Path(_WORKDIR.value) if _WORKDIR.value else None
+    command.print_report(recipe, workdir, _TOPOLOGY.value, _PART.value)
 
 
 def _no_config_message(workdir: str | None) -> str:

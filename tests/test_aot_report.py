@@ -1,19 +1,20 @@
-"""scripts/aot_report.py: figures of a stored program, and of parts that are really compiled."""
+"""What compilers say of devices that are not here: of a stored program, and of compiled parts."""
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import aot_costs
 import aot_report
-import aot_topology
-import hlo_text
+from atss_jax.configs import coco_json
 from atss_jax.errors import UserError
+from atss_jax.run import recipe_io
+from atss_jax.run.ahead import costs, hlo_text, topology
+from atss_jax.run.ahead.figures import program_figures
+from tests.ahead_case import report
 
 ROOT = Path(__file__).resolve().parents[1]
 EXCERPT = Path(__file__).with_name("compiled_excerpt.hlo").read_text()
@@ -25,9 +26,9 @@ def program():
 
 
 def figures(**changes):
-    report = {"topology": "v5e:2x2", "per_device": 2, "peak_memory_mib": 16e9 / 2**21} | changes
+    report = {"topology": "v5e:2x2", "micro_batch": 2, "peak_memory_mib": 16e9 / 2**21} | changes
     analysis = {"flops": 3e6, "bytes accessed": 819e6}
-    return aot_report.program_figures(EXCERPT, report, analysis, 1.5e6)
+    return program_figures(EXCERPT, report, analysis, 1.5e6)
 
 
 def test_instructions_and_source_lines(program):
@@ -81,7 +82,7 @@ def test_collectives_convolutions_and_loops(program):
         "rewritten_space_to_batch": 1,
     }
     assert found["loops"] == [{"trip_count": 9, "source": "training/losses.py:72"}]
-    assert aot_costs.scheduled(program)[0].part == "class tower"
+    assert costs.scheduled(program)[0].part == "class tower"
 
 
 def test_gpu_programs_have_no_times():
@@ -99,30 +100,62 @@ def test_diff_names_what_changed_and_what_is_not_comparable():
     assert row.split()[1:] == ["200", "100", "-50.0%"]
 
 
-@pytest.mark.parametrize("topology", ["v5e", "v5e:4", "h100", "h100:0", "tpu:2x2", "cpu:2"])
-def test_unknown_topologies_are_refused(topology):
+@pytest.mark.parametrize("name", ["v5e", "v5e:4", "h100", "h100:0", "tpu:2x2", "cpu:2"])
+def test_unknown_topologies_are_refused(name):
     with pytest.raises(UserError, match="use a TPU slice"):
-        aot_topology.split_topology(topology)
+        topology.split_topology(name)
 
 
 def test_missing_compilers_are_named(monkeypatch):
-    monkeypatch.setattr(aot_topology, "_is_installed", lambda name: False)
+    monkeypatch.setattr(topology, "_is_installed", lambda name: False)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     with pytest.raises(UserError, match=r"libtpu, is not installed.*tpu-aot"):
-        aot_topology.prepare_environment("v5e:2x2")
+        topology.prepare_environment("v5e:2x2")
     with pytest.raises(UserError, match=r"GPU compiler is not installed.*cuda12"):
-        aot_topology.prepare_environment("h100:8")
+        topology.prepare_environment("h100:8")
 
 
-def report(tmp_path, *options):
-    """The figures of a small part, compiled in a process of its own."""
-    file = tmp_path / "report.json"
-    subprocess.run(
-        [sys.executable, ROOT / "scripts/aot_report.py", "--bucket=64x96", "--per-device=2",
-         f"--json={file}", *options],
-        check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+def describe(*flags, what="--config=coco_json"):
+    """`atss describe` of a small network, without data, in a process of its own."""
+    small = ["--data.buckets=((64,96),)", "--data.image_size=-1", "--data.global_batch=8"]
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "atss_jax.cli", "describe", what, *small, *flags],
+        cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
-    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--topology=v5e"], "--topology=v5e: use a TPU slice (v5e:2x2,"),
+        (["--topology=cpu", "--part=stam"], "--part=stam: no such part. Did you mean stem?"),
+        (["--topology=cpu", "--data.global_batch=auto"], "the memory that it would be chosen by"),
+        (["--topology=cpu", "--optim.accumulate=3"], "does not divide over 1 devices x 3"),
+        (["--mode=eval", "--workdir=x", "--topology=cpu"], "--mode=eval: only for describe"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(flags, message):
+    done = describe(*flags)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_describe_compiles_the_recipe_and_classes_of_a_run(tmp_path):
+    (tmp_path / "config.json").write_text(recipe_io.recipe_to_json(coco_json.recipe()))
+    classes = {"class_names": ["a", "b", "c"], "category_ids": [1, 2, 3]}
+    (tmp_path / "classes.json").write_text(json.dumps(classes))
+    done = describe("--topology=cpu", "--part=losses", what=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert f"3 classes (of {tmp_path})" in done.stdout
+
+
+def test_describe_compiles_a_recipe_and_says_what_its_figures_are():
+    done = describe("--topology=cpu", "--part=losses")
+    assert done.returncode == 0, done.stderr
+    assert "losses on cpu (1 devices), 8 images of 64x96 a device, float32" in done.stdout
+    assert "80 classes (assumed: the data set is not here)" in done.stdout
+    assert "a compiler's estimates: compiled, not run" in done.stdout
+    assert "no modelled time" in done.stdout
 
 
 @pytest.mark.slow

@@ -38,6 +38,10 @@ from atss_jax.run.recipe_io import default_workdir
         ),
         ("export w", "--mode=export --workdir=w"),
         ("describe --config=quickstart", "--mode=describe --config=quickstart"),
+        (
+            "describe --config=quickstart --topology v5e:2x2 --part=stem",
+            "--mode=describe --topology=v5e:2x2 --part=stem --config=quickstart",
+        ),
         ("selftest", "--mode=selftest"),
     ],
 )

@@ -14,7 +14,7 @@ from atss_jax.geometry.anchors import make_grid
 from atss_jax.geometry.config import AnchorConfig
 from atss_jax.models.detector import normalize_images
 from atss_jax.models.normalization import Normalization
-from atss_jax.runtime import parallel
+from atss_jax.runtime import parallel, precision
 from atss_jax.structures import Detections, HeadOutputs
 from atss_jax.typing import Array, Float, Int, UInt8
 
@@ -50,6 +50,7 @@ def make_predict_step(
     normalization: Normalization,
     settings: PostprocessSettings,
     *,
+    dtype: Any = jnp.float32,
     mesh: Mesh | None = None,
     flip: bool = False,
 ) -> PredictStep:
@@ -60,6 +61,7 @@ def make_predict_step(
       anchors: which anchors it has at each location.
       normalization: of its images.
       settings: of the post-processing.
+      dtype: compute type of the network, see `runtime.precision`.
       mesh: devices over which the batch is split; None for whatever device holds the arrays.
       flip: look at the mirrored images; the boxes come back unmirrored.
     """
@@ -68,7 +70,8 @@ def make_predict_step(
         if flip:
             images = mirror_images(images, image_size)
         normalized = normalize_images(images, image_size, **normalization._asdict())
-        outputs = network.apply(variables, normalized, image_size, train=False)
+        with precision.of_network(dtype, parallel.platform_of(mesh)):
+            outputs = network.apply(variables, normalized, image_size, train=False)
         grid = make_grid(anchors, (images.shape[1], images.shape[2]))
 
         def local(outputs: HeadOutputs, image_size: Array, scale: Array) -> Detections:

@@ -75,7 +75,9 @@ class ModelConfig(ConfigGroup, name="model"):
     class_prior: Annotated[float, Range(above=0, below=1)] = 0.01
     """Initial probability of each class (focal loss paper, Sec. 4.1)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute type of the network; parameters, losses and boxes stay float32."""
+    """Compute type of the network; parameters, losses and boxes stay float32. Products of float32
+    are float32 on CPUs and TPUs (six passes of the matrix units there), TF32 on GPUs as is their
+    default; JAX_DEFAULT_MATMUL_PRECISION overrules that."""
     remat: Literal["none", "blocks"] = "none"
     """What the backward pass recomputes instead of keeping: nothing, or the backbone's blocks."""
 

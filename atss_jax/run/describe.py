@@ -151,8 +151,25 @@ def _cost(function: Any, *arguments: Any) -> ProgramCost:
     )
 
 
-def _count_classes(config: Recipe, workdir: epath.Path | None) -> tuple[int, str]:
-    """Number of classes, and who says so."""
+def in_numbers(config: Recipe, workdir: epath.Path | None) -> tuple[Recipe, list[str]]:
+    """The recipe with every automatic field chosen, and lines that say what was chosen.
+
+    Args:
+      config: the recipe.
+      workdir: of a run, which has chosen already, or None.
+    """
+    if workdir is None and auto_fields.is_automatic(config):
+        return auto_fields.resolve(config, *build.load_sets(config))
+    return config, []
+
+
+def count_classes(config: Recipe, workdir: epath.Path | None) -> tuple[int, str]:
+    """Number of classes, and who says so.
+
+    Args:
+      config: the recipe.
+      workdir: of a run, or None.
+    """
     trained = None if workdir is None else classes.read_classes(workdir)
     if trained is not None:
         return len(trained[0]), f"of {workdir}"
@@ -172,10 +189,8 @@ def describe(config: Recipe, workdir: epath.Path | None = None) -> str:
       config: the recipe.
       workdir: of a run, if there is one.
     """
-    chosen: list[str] = []
-    if workdir is None and auto_fields.is_automatic(config):
-        config, chosen = auto_fields.resolve(config, *build.load_sets(config))
-    num_classes, source = _count_classes(config, workdir)
+    config, chosen = in_numbers(config, workdir)
+    num_classes, source = count_classes(config, workdir)
     model = DetectorNetwork(config.model, num_classes, config.anchors.num_per_location)
     largest = max(config.data.buckets, key=math.prod)
     variables = jax.eval_shape(lambda: init_variables(model, largest, 0))

@@ -23,6 +23,7 @@ from atss_jax.models.detector import normalize_images
 from atss_jax.run import predict_steps, workdir_files
 from atss_jax.run.detector import Detector
 from atss_jax.run.recipe import Recipe
+from atss_jax.runtime import precision
 
 INPUTS = {
     "images": "uint8 [batch, H, W, 3]: RGB, resized content in the upper left corner, then zeros",
@@ -102,10 +103,13 @@ def write_stablehlo(detector: Detector, folder: epath.Path) -> list[epath.Path]:
         return tuple(predict(variables, images, image_size, scale))
 
     files = []
+    # one program for all of them: where it runs on TPUs, products have their precision everywhere
+    platform = "tpu" if "tpu" in config.export.platforms else ""
     for bucket in config.data.buckets:
-        program = jax_export.export(jax.jit(detect), platforms=config.export.platforms)(
-            *input_shapes(bucket, config.export.batch_size)
-        )
+        with precision.of_network(config.model.dtype, platform):
+            program = jax_export.export(jax.jit(detect), platforms=config.export.platforms)(
+                *input_shapes(bucket, config.export.batch_size)
+            )
         files.append(folder / f"detector_{bucket[0]}x{bucket[1]}.stablehlo")
         write_whole(files[-1], bytes(program.serialize()))
     describe(detector, folder, files, "stablehlo", OUTPUTS)

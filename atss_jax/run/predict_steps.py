@@ -37,7 +37,13 @@ def predict_step(
     """
     settings = make_settings(config.eval, config.model.regression)
     return make_predict_step(
-        model, config.anchors, normalization(config), settings, mesh=mesh, flip=flip
+        model,
+        config.anchors,
+        normalization(config),
+        settings,
+        dtype=config.model.dtype,
+        mesh=mesh,
+        flip=flip,
     )
 
 

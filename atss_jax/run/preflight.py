@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from atss_jax.data import loader
 from atss_jax.errors import UserError
@@ -23,6 +24,10 @@ from atss_jax.runtime import parallel
 from atss_jax.runtime.compiled import CompiledByShape
 from atss_jax.training import train_step
 from atss_jax.training.train_step import TrainState
+
+IMAGES_PER_TPU = 8
+"""With fewer images per chip XLA moves rows of the image into the batch, with copies and pads
+around every convolution."""
 
 
 def compile_step(config: Recipe, setup: Setup) -> CompiledByShape:
@@ -39,6 +44,25 @@ def compile_step(config: Recipe, setup: Setup) -> CompiledByShape:
         )
         step.program(setup.abstract_state, abstract)
     return step
+
+
+def tpu_advice(config: Recipe, mesh: Mesh) -> str:
+    """What to say of a batch that is small for TPUs; "" where there is nothing to say.
+
+    Args:
+      config: the recipe, in numbers.
+      mesh: the devices.
+    """
+    count = config.optim.accumulate
+    images = config.data.global_batch // (mesh.size * count)
+    if parallel.platform_of(mesh) != "tpu" or images >= IMAGES_PER_TPU:
+        return ""
+    parts = f" and micro-batch ({count})" if count > 1 else ""
+    return (
+        f"{images} image(s) per TPU chip{parts}: with fewer than {IMAGES_PER_TPU}, copies take "
+        f"almost half of a step by the compiler's estimate. config.data.global_batch="
+        f"{IMAGES_PER_TPU * mesh.size * count} has {IMAGES_PER_TPU}; see docs/performance.md."
+    )
 
 
 def check_sinks(config: Recipe) -> None:

@@ -112,6 +112,8 @@ def _train(
         shapes = f"{len(setup.plan.used_buckets)} shape(s) of batches"
         kept = "" if config.run.compilation_cache == "off" else ", kept for the next start"
         screen.show(f"compiling for {jax.devices()[0].device_kind}: {shapes}{kept}")
+        if advice := preflight.tpu_advice(config, setup.mesh):
+            screen.show(advice, sys.stderr)
     is_new = parallel.broadcast_text(str(not workdir_files.has_checkpoints(workdir))) == "True"
     if is_new:
         state = initial_state(config, setup)

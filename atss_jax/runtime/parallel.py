@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from atss_jax.errors import UserError
 
@@ -86,7 +86,12 @@ def make_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def platform_of(mesh: Mesh | None) -> str:
+    """Platform of a mesh, attached or not, such as "tpu" or "cpu"; None is the default one."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -117,7 +122,7 @@ def shard_batch(batch: Any, mesh: Mesh) -> Any:
     )
 
 
-def state_shardings(state: Any, mesh: Mesh, *, fsdp: bool) -> Any:
+def state_shardings(state: Any, mesh: Mesh | AbstractMesh, *, fsdp: bool) -> Any:
     """Shardings of a training state: replicated, or each large array split over the devices.
 
     With `fsdp` an array is split along its largest axis that the number of devices divides
@@ -126,7 +131,7 @@ def state_shardings(state: Any, mesh: Mesh, *, fsdp: bool) -> Any:
 
     Args:
       state: pytree of arrays or `jax.ShapeDtypeStruct`s.
-      mesh: the mesh.
+      mesh: the mesh, or one without devices, where shapes alone are asked for.
       fsdp: whether to split.
     """
 

@@ -18,7 +18,7 @@ from atss_jax.geometry.anchors import make_grid
 from atss_jax.geometry.config import AnchorConfig
 from atss_jax.models.detector import DetectorNetwork, normalize_images
 from atss_jax.models.normalization import Normalization
-from atss_jax.runtime import parallel
+from atss_jax.runtime import parallel, precision
 from atss_jax.structures import Batch, HeadOutputs, Losses, Predictions, Targets
 from atss_jax.training import optim
 from atss_jax.training.loss_counts import Normalizers, count_normalizers
@@ -122,8 +122,13 @@ def make_train_step(
       mesh: the devices.
       shardings: of the state.
     """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        with precision.of_network(settings.model.compute_dtype, parallel.platform_of(mesh)):
+            return train_step(settings, mesh, state, batch)
+
     return jax.jit(
-        lambda state, batch: train_step(settings, mesh, state, batch),
+        step,
         in_shardings=(shardings, parallel.batch_sharding(mesh)),
         out_shardings=(shardings, parallel.replicated(mesh)),
         donate_argnums=0,

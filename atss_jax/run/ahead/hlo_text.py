@@ -1,6 +1,6 @@
 """Reads the text of a compiled XLA program: instructions, loops, source lines.
 
-Only what `aot_report.py` needs. The format has no specification; `tests/test_aot_report.py` holds a
+Only what the reports need. The format has no specification; `tests/test_aot_report.py` holds a
 stored excerpt of the one that jaxlib 0.12 with libtpu 0.0.50 writes.
 """
 

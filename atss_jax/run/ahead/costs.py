@@ -1,4 +1,4 @@
-"""Figures of a compiled program, from its text: `aot_report.py` prints them.
+"""Figures of a compiled program, from its text.
 
 Times are the compiler's own `estimated_cycles` of every instruction that is scheduled, loops times
 their trip counts, divided by the clock. They rank costs; they do not predict a step's time.
@@ -8,7 +8,7 @@ import collections
 import re
 from typing import Any, NamedTuple
 
-from hlo_text import HloProgram, Instruction
+from atss_jax.run.ahead.hlo_text import HloProgram, Instruction
 
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
@@ -187,7 +187,9 @@ def convolutions(program: HloProgram, per_device: int) -> dict[str, Any]:
             operands = [shapes[n][0] for n in each.operands[:2] if shapes.get(n)]
             name = cudnn[1].removeprefix("__cudnn$") if cudnn else each.opcode
             joined = " x ".join(a.type for a in operands)
-            types[f"{name} {joined} -> {each.results[0].type}"] += 1
+            precision = re.search(r"operand_precision=\{(\w+),", each.text)
+            asked = f", {precision[1]} precision" if precision else ""
+            types[f"{name} {joined} -> {each.results[0].type}{asked}"] += 1
             labels = re.search(r"dim_labels=(\w+)_\w+->", each.text)
             if each.opcode == "convolution" and labels and re.search(r"\d", labels[1]) and operands:
                 rewritten += per_device not in operands[0].shape

@@ -1,13 +1,43 @@
-"""Programs of a recipe compiled for devices that are not here, for `aot_report.py`.
+"""Programs of a recipe that are compiled for devices that are not here.
 
 Whole programs are "train" and "predict"; parts are small, so that they compile in seconds.
 """
 
+import dataclasses
+import difflib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from atss_jax.assigners.registry import make_assigner, needs_predictions
+from atss_jax.data.loader import batch_shapes
 from atss_jax.errors import UserError
+from atss_jax.evaluation.postprocess import make_settings, postprocess_batch
+from atss_jax.geometry import pyramid
+from atss_jax.geometry.anchors import make_grid
+from atss_jax.models.backbones import make_backbone
+from atss_jax.models.detector import (
+    DTYPES,
+    DetectorNetwork,
+    init_variables,
+    normalize_images,
+    own_masks,
+)
+from atss_jax.models.fpn import FeaturePyramid
+from atss_jax.models.head import Head, Tower
+from atss_jax.models.resnet import Architecture, ResNet
+from atss_jax.run.predict_steps import normalization, predict_step
+from atss_jax.run.recipe import Recipe
+from atss_jax.run.training_setup import abstract_state, step_settings
+from atss_jax.runtime import parallel
+from atss_jax.structures import Assignment, Losses
+from atss_jax.training.losses import make_losses
+from atss_jax.training.targets import assign_targets, make_targets
+from atss_jax.training.train_step import make_train_step, update_state
 
 
 class Program(NamedTuple):
@@ -20,9 +50,9 @@ class Program(NamedTuple):
 class Case(NamedTuple):
     """What is compiled: a recipe over a mesh, one bucket, so many images per device."""
 
-    config: Any
-    """`Recipe`; its global batch is `per_device` times the devices."""
-    mesh: Any
+    config: Recipe
+    """Its global batch is `per_device` times the devices."""
+    mesh: Mesh
     bucket: tuple[int, int]
     per_device: int
     num_classes: int
@@ -30,12 +60,6 @@ class Case(NamedTuple):
 
 def train(case: Case) -> Program:
     """The whole training step."""
-    import jax
-
-    from atss_jax.data.loader import batch_shapes
-    from atss_jax.run.training_setup import abstract_state, step_settings
-    from atss_jax.training.train_step import make_train_step
-
     config, mesh = case.config, case.mesh
     settings = step_settings(config, case.num_classes, 90_000)
     state = abstract_state(config, settings, mesh)
@@ -48,12 +72,6 @@ def train(case: Case) -> Program:
 
 def predict(case: Case) -> Program:
     """The whole predict step, uint8 images to detections."""
-    import jax
-    import jax.numpy as jnp
-
-    from atss_jax.models.detector import init_variables
-    from atss_jax.run.predict_steps import predict_step
-
     network = _network(case)
     variables = jax.eval_shape(lambda: init_variables(network, case.bucket, 0))
     batch = case.per_device * case.mesh.size
@@ -69,26 +87,17 @@ def predict(case: Case) -> Program:
 
 def stem(case: Case) -> Program:
     """uint8 images to the input of C2: normalisation, 7x7 convolution, norm, ReLU, pooling."""
-    import dataclasses
-
-    from atss_jax.models.resnet import Architecture, ResNet
-
     model = dataclasses.replace(case.config.model, frozen_stages=1)
     return _backbone(case, ResNet(model, Architecture((0, 0, 0, 0), True, 1, 64), _dtype(case)))
 
 
 def backbone(case: Case) -> Program:
     """uint8 images to C2..C5, forward and backward."""
-    from atss_jax.models.backbones import make_backbone
-
     return _backbone(case, make_backbone(case.config.model, _dtype(case)))
 
 
 def fpn(case: Case) -> Program:
     """C3..C5 to P3..P7, forward and backward."""
-    from atss_jax.geometry import pyramid
-    from atss_jax.models.fpn import FeaturePyramid
-
     shapes = pyramid.level_shapes(case.bucket)
     maps = [(*shapes[i], 512 * 2**i) for i in range(3)]
     config = case.config.model
@@ -98,9 +107,6 @@ def fpn(case: Case) -> Program:
 
 def head(case: Case) -> Program:
     """P3..P7 to the outputs of all levels, forward and backward."""
-    from atss_jax.geometry import pyramid
-    from atss_jax.models.head import Head
-
     config = case.config
     maps = [(*s, config.model.fpn_channels) for s in pyramid.level_shapes(case.bucket)]
     module = Head(config.model, case.num_classes, config.anchors.num_per_location, _dtype(case))
@@ -109,11 +115,6 @@ def head(case: Case) -> Program:
 
 def head_layer(case: Case) -> Program:
     """One convolution of a tower with norm, ReLU and mask on P3, forward and backward."""
-    import dataclasses
-
-    from atss_jax.geometry import pyramid
-    from atss_jax.models.head import Tower
-
     config = dataclasses.replace(case.config.model, head_convs=1)
     maps = [(*pyramid.level_shapes(case.bucket)[0], config.fpn_channels)]
     module = Tower(config, _dtype(case))
@@ -122,11 +123,6 @@ def head_layer(case: Case) -> Program:
 
 def losses(case: Case) -> Program:
     """All losses and their gradients by the outputs of the head."""
-    import jax
-
-    from atss_jax.geometry.anchors import make_grid
-    from atss_jax.training.losses import make_losses
-
     outputs, _ = _outputs(case)
     grid = make_grid(case.config.anchors, case.bucket)
     settings = make_losses(case.config.loss, case.config.model.regression)
@@ -140,18 +136,9 @@ def losses(case: Case) -> Program:
 
 def assigner(case: Case) -> Program:
     """Targets of a batch, for assigners that do not look at predictions."""
-    import jax
-
-    from atss_jax.assigners.registry import make_assigner, needs_predictions
-    from atss_jax.data.loader import batch_shapes
-    from atss_jax.geometry.anchors import make_grid
-    from atss_jax.training.targets import assign_targets
-
     assign = make_assigner(case.config.assigner)
     if needs_predictions(assign):
-        raise UserError(
-            "--part=assigner: this recipe's assigner needs predictions. Use --part=train."
-        )
+        raise UserError("part assigner: this recipe's assigner needs predictions. Use train.")
     grid = make_grid(case.config.anchors, case.bucket)
     data = case.config.data
     batch = batch_shapes(case.bucket, data.global_batch, data.max_boxes)
@@ -162,13 +149,6 @@ def assigner(case: Case) -> Program:
 
 def postprocess(case: Case) -> Program:
     """Outputs of the head to detections."""
-    import jax
-    from jax.sharding import PartitionSpec
-
-    from atss_jax.evaluation.postprocess import make_settings, postprocess_batch
-    from atss_jax.geometry.anchors import make_grid
-    from atss_jax.runtime import parallel
-
     outputs, image_size = _outputs(case)
     settings = make_settings(case.config.eval, case.config.model.regression)
     grid = make_grid(case.config.anchors, case.bucket)
@@ -184,13 +164,6 @@ def postprocess(case: Case) -> Program:
 
 def optimizer(case: Case) -> Program:
     """Gradients to the next state, with the check for finite values."""
-    import jax
-    import jax.numpy as jnp
-
-    from atss_jax.run.training_setup import abstract_state, step_settings
-    from atss_jax.structures import Losses
-    from atss_jax.training.train_step import update_state
-
     settings = step_settings(case.config, case.num_classes, 90_000)
     state = abstract_state(case.config, settings, case.mesh)
     scalar: Any = jax.ShapeDtypeStruct((), jnp.float32)
@@ -220,14 +193,26 @@ PROGRAMS: dict[str, Callable[[Case], Program]] = {
 """What can be compiled: the two whole steps, and parts of them."""
 
 
+def find(part: str) -> Callable[[Case], Program]:
+    """What makes the program of a part.
+
+    Raises:
+      UserError: no such part.
+    """
+    if part not in PROGRAMS:
+        near = difflib.get_close_matches(part, PROGRAMS, n=1, cutoff=0.0)[0]
+        raise UserError(
+            f"--part={part}: no such part. Did you mean {near}? There are {', '.join(PROGRAMS)}."
+        )
+    return PROGRAMS[part]
+
+
 def _dtype(case: Case) -> Any:
-    from atss_jax.models.detector import DTYPES
 
     return DTYPES[case.config.model.dtype]
 
 
 def _network(case: Case) -> Any:
-    from atss_jax.models.detector import DetectorNetwork
 
     config = case.config
     return DetectorNetwork(config.model, case.num_classes, config.anchors.num_per_location)
@@ -235,20 +220,12 @@ def _network(case: Case) -> Any:
 
 def _placed(tree: Any, mesh: Any, *, rows: bool = False) -> Any:
     """Shapes with a sharding: split by rows, or whole on every device."""
-    import jax
-
-    from atss_jax.runtime import parallel
-
     sharding = parallel.batch_sharding(mesh) if rows else parallel.replicated(mesh)
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
 
 def _outputs(case: Case) -> tuple[Any, Any]:
     """Shapes of the network's outputs and image sizes of the global batch."""
-    import jax
-
-    from atss_jax.models.detector import init_variables
-
     network = _network(case)
     batch = case.per_device * case.mesh.size
     images = jax.ShapeDtypeStruct((batch, *case.bucket, 3), network.compute_dtype)
@@ -258,11 +235,6 @@ def _outputs(case: Case) -> tuple[Any, Any]:
 
 
 def _targets(case: Case, grid: Any) -> Any:
-    import jax
-
-    from atss_jax.data.loader import batch_shapes
-    from atss_jax.structures import Assignment
-    from atss_jax.training.targets import make_targets
 
     data = case.config.data
     truth = batch_shapes(case.bucket, data.global_batch, data.max_boxes).ground_truth
@@ -275,12 +247,6 @@ def _targets(case: Case, grid: Any) -> Any:
 
 def _backbone(case: Case, module: Any) -> Program:
     """A backbone from uint8 images on, with the gradients of its parameters."""
-    import jax
-    import jax.numpy as jnp
-
-    from atss_jax.models.detector import normalize_images, own_masks
-    from atss_jax.run.predict_steps import normalization
-
     settings = normalization(case.config)._asdict()
     batch = case.per_device * case.mesh.size
     images = jax.ShapeDtypeStruct((batch, *case.bucket, 3), jnp.uint8)
@@ -310,10 +276,6 @@ def _backbone(case: Case, module: Any) -> Program:
 
 def _gradients(case: Case, forward: Any, module: Any, maps: list[tuple[int, int, int]]) -> Program:
     """A part between maps, with the gradients of its parameters and inputs."""
-    import jax
-
-    from atss_jax.models.detector import own_masks
-
     batch = case.per_device * case.mesh.size
     inputs = [jax.ShapeDtypeStruct((batch, *shape), module.dtype) for shape in maps]
     sizes = jax.ShapeDtypeStruct((batch, 2), "int32")
@@ -333,7 +295,6 @@ def _gradients(case: Case, forward: Any, module: Any, maps: list[tuple[int, int,
 
 
 def _vjp(forward: Any) -> Any:
-    import jax
 
     def function(variables, inputs, sizes, cotangents):
         outputs, pull = jax.vjp(lambda v, x: forward(v, x, sizes), variables, inputs)
