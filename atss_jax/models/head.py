@@ -51,16 +51,17 @@ class Tower(nn.Module):
             if self.config.head_dcn and i == self.config.head_convs - 1:
                 # The official loop over the head's convolutions misses the deformable kernel: it
                 # keeps PyTorch's own initialisation, U(-1/sqrt(fan_in), +).
-                conv = DeformConv(
+                deformable = DeformConv(
                     channels,
                     kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
                     offset_init=NORMAL,
                     dtype=self.dtype,
                     name=f"conv{i}",
                 )
+                features = tuple(deformable(x) for x in features)
             else:
                 conv = layers.Conv(channels, kernel_init=NORMAL, dtype=self.dtype, name=f"conv{i}")
-            features = tuple(conv(x) for x in features)
+                features = conv.on_levels(features)
             if self.config.head_norm == "group_norm":
                 norm = layers.GroupNorm(dtype=self.dtype, name=f"norm{i}")
                 features = tuple(norm(x, m) for x, m in zip(features, masks, strict=True))
@@ -119,8 +120,8 @@ class Head(nn.Module):
             )
             wide = jnp.promote_types(self.dtype, jnp.float32)
             return [
-                conv(x).astype(wide).reshape(*x.shape[:3], self.num_anchors, per_anchor)
-                for x in maps
+                x.astype(wide).reshape(*x.shape[:3], self.num_anchors, per_anchor)
+                for x in conv.on_levels(maps)
             ]
 
         cls_maps, box_maps = tower("cls_tower"), tower("box_tower")

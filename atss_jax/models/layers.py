@@ -7,7 +7,7 @@ outputs do not depend on the bucket it was padded to.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -192,17 +192,29 @@ class Conv(nn.Module):
     bias_init: Initializer = nn.initializers.zeros_init()
     dtype: Any = jnp.float32
 
-    @nn.compact
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 N"]:
         """The convolved map."""
-        shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
-        x = convolution(
-            x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, groups=self.groups
+        return self.on_levels((x,))[0]
+
+    @nn.compact
+    def on_levels(
+        self, maps: Sequence[Float[Array, "B _h _w C"]]
+    ) -> tuple[Float[Array, "B _h2 _w2 N"], ...]:
+        """Several maps, each convolved with the same parameters.
+
+        Parameters are brought to the compute type once for all maps, so that their gradients are
+        added up in it: compilers then sum over the devices once, and not once for each level.
+        """
+        shape = (self.size, self.size, maps[0].shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        convolved = tuple(
+            convolution(x.astype(self.dtype), kernel, stride=self.stride, groups=self.groups)
+            for x in maps
         )
-        if self.use_bias:
-            x = x + self.param("bias", self.bias_init, (self.features,)).astype(self.dtype)
-        return x
+        if not self.use_bias:
+            return convolved
+        bias = self.param("bias", self.bias_init, (self.features,)).astype(self.dtype)
+        return tuple(x + bias for x in convolved)
 
 
 class FrozenBatchNorm(nn.Module):
