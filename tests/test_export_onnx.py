@@ -1,6 +1,8 @@
 """ONNX files: the live detector's detections by ONNX Runtime alone, and what is refused."""
 
 import json
+import sys
+import types
 
 import cv2
 import jax
@@ -133,6 +135,24 @@ def test_refused(workdir, tmp_path, field, value, remedy):
     with pytest.raises(UserError, match=rf"config\.{field}='{value}': .*{remedy}"):
         export.write_onnx(detector, epath.Path(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_network_that_is_not_converted(workdir, tmp_path, monkeypatch):
+    """Whatever the converter raises becomes one line that names the way out."""
+
+    def fail(*_, **__):
+        raise AttributeError("no such primitive\nmore")
+
+    monkeypatch.setitem(sys.modules, "jax2onnx", types.SimpleNamespace(to_onnx=fail))
+    with pytest.raises(UserError, match=r"AttributeError: no such primitive\).*=stablehlo"):
+        export.write_onnx_network(Detector.load(workdir), epath.Path(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_converter_not_installed(workdir, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(ImportError, match=r'"onnx" needs jax2onnx and onnx, see docs/export\.md'):
+        export.write_onnx(Detector.load(workdir), epath.Path(tmp_path))
 
 
 def test_runtime_not_installed(tmp_path):

@@ -74,7 +74,7 @@ def network_model(detector: Detector, bucket: tuple[int, int]) -> Any:
       bucket: (H, W) of the padded images, px.
 
     Raises:
-      UserError: a network in bfloat16.
+      UserError: a network in bfloat16, or with operations that jax2onnx does not convert.
       ImportError: the packages are not installed.
     """
     check_network(detector.config)
@@ -94,13 +94,21 @@ def network_model(detector: Detector, bucket: tuple[int, int]) -> Any:
     network = raw_network(detector)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Explicitly requested dtype float64")
-        model = jax2onnx.to_onnx(
-            lambda *given: tuple(jax.tree.leaves(network(*given))),
-            inputs=inputs,
-            opset=OPSET,
-            input_names=["images", "image_size"],
-            output_names=output_names(jax.eval_shape(network, *inputs)),
-        )
+        try:
+            model = jax2onnx.to_onnx(
+                lambda *given: tuple(jax.tree.leaves(network(*given))),
+                inputs=inputs,
+                opset=OPSET,
+                input_names=["images", "image_size"],
+                output_names=output_names(jax.eval_shape(network, *inputs)),
+            )
+        except Exception as error:  # of many kinds, for operations that it does not know
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"jax2onnx cannot convert this network with jax {jax.__version__} "
+                f"({type(error).__name__}: {reason}). docs/export.md lists networks that it "
+                "converts; config.export.format=stablehlo takes all."
+            ) from error
     make_shifts_unsigned(model.graph)
     del model.graph.value_info[:]  # some of these shapes are wrong; a runtime infers them anyway
     return model
