@@ -92,7 +92,8 @@ def network_model(detector: Detector, bucket: tuple[int, int]) -> Any:
         jax.ShapeDtypeStruct((batch, 2), jnp.int32),
     ]
     network = raw_network(detector)
-    with warnings.catch_warnings():
+    # Without jit, because jax2onnx 0.17.1 cannot convert a nested one under JAX 0.12.
+    with warnings.catch_warnings(), jax.disable_jit():
         warnings.filterwarnings("ignore", "Explicitly requested dtype float64")
         try:
             model = jax2onnx.to_onnx(
