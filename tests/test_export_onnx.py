@@ -124,9 +124,9 @@ def test_raw_network(workdir):
 @pytest.mark.parametrize(
     ("field", "value", "remedy"),
     [
-        ("eval.nms", "soft_linear", "--config.eval.nms=hard"),
-        ("eval.multiscale", "flip", "--config.eval.multiscale=none"),
-        ("model.dtype", "bfloat16", "--config.model.dtype=float32"),
+        ("eval.nms", "soft_linear", "Export with eval.nms=hard"),
+        ("eval.multiscale", "flip", "Export with eval.multiscale=none"),
+        ("model.dtype", "bfloat16", "Export with model.dtype=float32"),
     ],
 )
 def test_refused(workdir, tmp_path, field, value, remedy):

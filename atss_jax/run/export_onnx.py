@@ -182,7 +182,7 @@ def check_network(config: Recipe) -> None:
     if config.model.dtype != "float32":
         raise UserError(
             f"config.model.dtype={config.model.dtype!r}: an ONNX file holds a float32 network. "
-            "Export with --config.model.dtype=float32; the weights are the same."
+            "Export with model.dtype=float32; the weights are the same."
         )
 
 
@@ -199,6 +199,6 @@ def check_postprocess(config: Recipe) -> None:
         if value != allowed:
             raise UserError(
                 f"config.eval.{field}={value!r}: an ONNX file has hard NMS and looks at an image "
-                f"once. Export with --config.eval.{field}={allowed}, or the network alone with "
-                "--config.export.format=onnx_network."
+                f"once. Export with eval.{field}={allowed}, or the network alone with "
+                "export.format=onnx_network."
             )
