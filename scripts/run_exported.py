@@ -1,6 +1,7 @@
-"""Runs an exported detector with jax alone: prints one JSON line per detection.
+"""Runs an exported detector without its package: prints one JSON line per detection.
 
-A copy of this file is all that another project needs (with jax, numpy and OpenCV installed).
+A copy of this file is all that another project needs, with NumPy, OpenCV and jax installed, or
+onnxruntime in place of jax for ONNX files.
 """
 
 import argparse
@@ -12,9 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cv2
-import jax
 import numpy as np
-from jax import export
 
 
 def resized_size(height: int, width: int, short_side: int, max_long_side: int) -> tuple[int, int]:
@@ -85,18 +84,35 @@ def load_program(path: pathlib.Path, about: dict[str, Any]) -> Callable:
 
     Raises:
       VersionError: this jax cannot read it; says what to do.
+      ImportError: jax or onnxruntime is not installed.
     """
+    if about["format"] == "onnx":
+        return load_onnx(path)
+    import jax
+    from jax import export
+
     try:
         return export.deserialize(bytearray(path.read_bytes())).call
     except ValueError as error:
-        raise VersionError(too_old_or_new(path, about, error)) from error
+        raise VersionError(too_old_or_new(path, about, jax.__version__, error)) from error
 
 
-def too_old_or_new(path: pathlib.Path, about: dict[str, Any], error: Exception) -> str:
-    """What to tell about a program that this jax cannot read."""
+def load_onnx(path: pathlib.Path) -> Callable:
+    """The callable of an ONNX file, on the CPU."""
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [entry.name for entry in session.get_inputs()]
+    return lambda *inputs: session.run(None, dict(zip(names, inputs, strict=True)))
+
+
+def too_old_or_new(
+    path: pathlib.Path, about: dict[str, Any], version: str, error: Exception
+) -> str:
+    """What to tell about a program that jax `version` cannot read."""
     writer = about["versions"]["jax"]
     return (
-        f"{path}: jax {jax.__version__} cannot read this program, which jax {writer} wrote on "
+        f"{path}: jax {version} cannot read this program, which jax {writer} wrote on "
         f"{about['exported_on']} ({str(error).splitlines()[0]}). jax keeps exported files readable "
         "for about six months of versions. Export the run again (atss export WORKDIR), or "
         f"install jax=={writer}."
@@ -106,7 +122,7 @@ def too_old_or_new(path: pathlib.Path, about: dict[str, Any], error: Exception) 
 def main() -> int:
     """Reads the command line, prints; returns the exit code.
 
-    It is 1 where an image was left out, and 2 where this jax cannot read the program.
+    It is 1 where an image was left out, and 2 where this machine cannot read the program.
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=pathlib.Path, help="that --mode=export wrote")
@@ -117,8 +133,8 @@ def main() -> int:
         about = json.loads((folder / "detector.json").read_text())
     except OSError as error:
         parser.error(f"{folder / 'detector.json'}: {error.strerror}. Give an export folder.")
-    if about["format"] != "stablehlo":
-        parser.error(f"{folder} holds {about['format']}: this program runs stablehlo only.")
+    if about["format"] not in ("stablehlo", "onnx"):
+        parser.error(f"{folder} holds {about['format']}: this program runs stablehlo and onnx.")
 
     @functools.cache
     def program_of(name: str) -> Callable:
@@ -133,6 +149,10 @@ def main() -> int:
             found = detect(np.asarray(image, np.uint8), about, program_of)
         except VersionError as error:
             print(f"error: {error}", file=sys.stderr)
+            return 2
+        except ImportError as error:
+            package = "jax" if about["format"] == "stablehlo" else "onnxruntime"
+            print(f"error: {error}. Install it: pip install {package}", file=sys.stderr)
             return 2
         except ValueError as error:
             num_failed += 1

@@ -3,14 +3,11 @@
 import datetime
 import hashlib
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -19,12 +16,11 @@ from jax import export as jax_export
 import run_exported
 from atss_jax.run import export
 from atss_jax.run.detector import Detector
+from tests.exported_program import check_equal, detections, run_program
 from tests.small_detector import CATEGORY_IDS, CLASS_NAMES, make_config
 from tests.small_detector import write_workdir as write_run
 
 pytestmark = pytest.mark.slow
-
-PROGRAM = Path(__file__).resolve().parents[1] / "scripts/run_exported.py"
 
 
 @pytest.fixture(scope="module")
@@ -36,47 +32,12 @@ def exported(tmp_path_factory):
     return Detector.load(workdir), export.export_workdir(config, workdir)
 
 
-def run_program(arguments, tmp_path) -> subprocess.CompletedProcess:
-    """The example program, copied away and run where the package cannot be imported."""
-    (tmp_path / "program.py").write_text(PROGRAM.read_text())
-    blocker = tmp_path / "atss_jax"
-    blocker.mkdir(exist_ok=True)
-    (blocker / "__init__.py").write_text('raise ImportError("not here")\n')
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": "1"}
-    check = [sys.executable, "-c", "import atss_jax"]
-    assert subprocess.run(check, env=environment, capture_output=True).returncode != 0
-    return subprocess.run(
-        [sys.executable, str(tmp_path / "program.py"), *map(str, arguments)],
-        env=environment, capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
-
-
-def run_without_package(folder, paths, tmp_path) -> list[dict]:
-    """What the program prints for readable images."""
-    done = run_program([folder, *paths], tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def check_equal(detector, paths, lines) -> None:
-    num_found = 0
-    for path in paths:
-        live = detector(path)
-        mine = [line for line in lines if line["file"] == str(path)]
-        assert len(mine) == len(live.scores)
-        num_found += len(mine)
-        assert [line["class"] for line in mine] == [detector.class_names[i] for i in live.labels]
-        np.testing.assert_allclose([line["score"] for line in mine], live.scores, atol=1e-5)
-        np.testing.assert_allclose([line["box"] for line in mine], live.boxes, atol=1e-2)
-    assert num_found > 0
-
-
 @pytest.mark.slow
 def test_coco_images(exported, shared, tmp_path):
     detector, folder = exported
     paths = sorted((shared / "data/coco_sample/images/val2017").glob("*.jpg"))[:20]
     assert len(paths) == 20
-    check_equal(detector, paths, run_without_package(folder, paths, tmp_path))
+    check_equal(detector, paths, detections(folder, paths, tmp_path))
 
 
 def test_description_and_any_batch(exported, tmp_path):
@@ -102,7 +63,7 @@ def test_description_and_any_batch(exported, tmp_path):
         np.testing.assert_array_equal(labels[row, :count], live.labels)
     cv2.imwrite(str(tmp_path / "image.png"), image[..., ::-1])
     paths = [tmp_path / "image.png"]
-    check_equal(detector, paths, run_without_package(folder, paths, tmp_path))
+    check_equal(detector, paths, detections(folder, paths, tmp_path))
 
 
 def test_description_says_until_when_and_what(exported):
@@ -136,7 +97,7 @@ def test_outside_the_window_of_versions(tmp_path, monkeypatch, capsys):
     (tmp_path / "detector.json").write_text(json.dumps(about))
     (tmp_path / "a.stablehlo").write_bytes(b"")
     cv2.imwrite(str(tmp_path / "image.png"), np.zeros((32, 32, 3), np.uint8))
-    monkeypatch.setattr(run_exported.export, "deserialize", refuse)
+    monkeypatch.setattr(jax_export, "deserialize", refuse)
     monkeypatch.setattr(sys, "argv", ["program", str(tmp_path), str(tmp_path / "image.png")])
     assert run_exported.main() == 2
     error = capsys.readouterr().err
@@ -174,33 +135,12 @@ def test_program_answers_everything(exported, tmp_path):
 
 def test_bad_settings():
     for field, value, message in (
-        ("export.format", "tflite", "export.format='tflite': use one of stablehlo, onnx"),
+        (
+            "export.format",
+            "tflite",
+            "export.format='tflite': use one of stablehlo, onnx, onnx_network",
+        ),
         ("export.platforms", ("cpu", "npu"), "export.platforms='npu': use one of cpu, cuda"),
     ):
         with pytest.raises(ValueError, match=message):
             make_config(**{field: value})
-
-
-@pytest.mark.slow
-def test_raw_network(exported):
-    """What the ONNX file holds: all levels' outputs of the live network."""
-    detector, _ = exported
-    outputs = export.raw_network(detector)(
-        jnp.zeros((1, 96, 128, 3), jnp.uint8), jnp.array([[64, 96]], jnp.int32)
-    )
-    assert len(outputs) == 15 and outputs[0].shape == (1, 12, 16, 1, 3)
-
-
-def test_onnx_equals_the_network(exported, tmp_path):
-    pytest.importorskip("jax2onnx")
-    runtime = pytest.importorskip("onnxruntime")
-    detector, _ = exported
-    (file,) = export.write_onnx(detector, epath.Path(tmp_path))
-    session = runtime.InferenceSession(str(file))
-    image = np.random.default_rng(0).integers(0, 256, (1, 96, 128, 3), np.uint8)
-    size = np.array([[64, 96]], np.int32)
-    names = [entry.name for entry in session.get_inputs()]
-    outputs = session.run(None, dict(zip(names, (image, size), strict=True)))
-    expected = export.raw_network(detector)(jnp.asarray(image), jnp.asarray(size))
-    for found, live in zip(outputs, expected, strict=True):
-        np.testing.assert_allclose(found, live, atol=1e-4)

@@ -238,10 +238,11 @@ def test_export(workdir, tmp_path, monkeypatch):
     program = jax.export.deserialize(bytearray(file.read_bytes()))
     assert program.platforms == ("cpu", "cuda") and program.in_avals[0].shape[0] == 3
     written: list[str] = []
-    for name in ("stablehlo", "onnx"):
+    names = ["stablehlo", "onnx", "onnx_network"]
+    for name in names:
         monkeypatch.setitem(export.WRITERS, name, lambda *_, n=name: written.append(n) or [])
-    for name in ("stablehlo", "onnx"):
+    for name in names:
         changed = small_detector.make_config(**{"export.format": name})
         export.export_workdir(changed, epath.Path(workdir))
-    assert written == ["stablehlo", "onnx"]
+    assert written == names
     assert json.loads((tmp_path / "detector.json").read_text())["format"] == "stablehlo"

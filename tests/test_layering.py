@@ -53,6 +53,7 @@ OUTSIDE = {
     "tensorboardX": {"runtime"},
     "wandb": {"runtime"},
     "jax2onnx": {"run"},
+    "onnx": {"run"},
     "supervision": {"run"},
     "huggingface_hub": {"models", "run"},
 }

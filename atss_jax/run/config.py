@@ -32,10 +32,11 @@ class PredictConfig(ConfigGroup, name="predict"):
 class ExportConfig(ConfigGroup, name="export"):
     """`--mode=export`."""
 
-    format: Literal["stablehlo", "onnx"] = "stablehlo"
-    """stablehlo (everything from pixels to detections) or onnx (network alone)."""
+    format: Literal["stablehlo", "onnx", "onnx_network"] = "stablehlo"
+    """stablehlo and onnx hold everything from pixels to detections, onnx_network the network
+    alone."""
     batch_size: Annotated[int, Range(0)] = 1
-    """Fixed batch, or 0 for any."""
+    """Fixed batch, or 0 for any (onnx: 1)."""
     platforms: tuple[Literal["cpu", "cuda", "rocm", "tpu"], ...] = ("cpu",)
     """stablehlo: platforms that the file runs on."""
 

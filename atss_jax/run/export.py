@@ -1,9 +1,9 @@
-"""`--mode=export`: a trained detector as StableHLO (or its network as ONNX), free of this package.
+"""`--mode=export`: a trained detector as StableHLO or ONNX, free of this package.
 
-A StableHLO file holds network, weights, post-processing and NMS for one padded image shape: uint8
-pixels in, detections out. `detector.json` beside it says everything that a caller needs;
-`scripts/run_exported.py` is a caller with jax alone. ONNX holds normalisation and network; its raw
-outputs need post-processing on the other side.
+A file holds network, weights, post-processing and NMS for one padded image shape: uint8 pixels in,
+detections out. `detector.json` beside it says everything that a caller needs;
+`scripts/run_exported.py` is a caller with jax or ONNX Runtime alone. An ONNX file of the network
+alone gives raw outputs, which need post-processing on the other side.
 """
 
 import datetime
@@ -19,8 +19,7 @@ from jax import export as jax_export
 
 from atss_jax.evaluation.postprocess import make_settings
 from atss_jax.files import write_whole
-from atss_jax.models.detector import normalize_images
-from atss_jax.run import predict_steps, workdir_files
+from atss_jax.run import export_onnx, predict_steps, workdir_files
 from atss_jax.run.detector import Detector
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import precision
@@ -43,9 +42,9 @@ LOADS_WITH = (
 )
 """Until when an exported program can be read; the guarantee is that of jax.export."""
 RAW_OUTPUTS = {
-    "cls_logits": "float32 [batch, h, w, anchors, classes], for P3..P7",
-    "box_regression": "float32 [batch, h, w, anchors, 4], for P3..P7",
-    "centerness_logits": "float32 [batch, h, w, anchors], for P3..P7, where the head has them",
+    "cls_logits_p3 ... p7": "float32 [batch, h, w, anchors, classes]",
+    "box_regression_p3 ... p7": "float32 [batch, h, w, anchors, 4]",
+    "centerness_logits_p3 ... p7": "float32 [batch, h, w, anchors], where the head has them",
 }
 
 
@@ -118,51 +117,46 @@ def write_stablehlo(detector: Detector, folder: epath.Path) -> list[epath.Path]:
 
 @writer
 def write_onnx(detector: Detector, folder: epath.Path) -> list[epath.Path]:
-    """One ONNX file per bucket with the network alone, and detector.json.
+    """One ONNX file per bucket, from pixels to detections, and detector.json; returns the files.
 
-    Post-processing stays outside: jax2onnx 0.17 cannot convert its selections. The batch is fixed:
-    `export.batch_size`, 1 where that is 0.
+    The batch is fixed: `export.batch_size`, 1 where that is 0.
+
+    Args:
+      detector: the network with its weights; its config says batch and post-processing.
+      folder: where to.
+
+    Raises:
+      UserError: the recipe asks for what ONNX files cannot hold.
+      ImportError: jax2onnx or onnx is not installed.
+    """
+    files = []
+    for bucket in detector.config.data.buckets:
+        model = export_onnx.detector_model(detector, bucket)
+        files.append(folder / f"detector_{bucket[0]}x{bucket[1]}.onnx")
+        write_whole(files[-1], model.SerializeToString())
+    describe(detector, folder, files, "onnx", OUTPUTS)
+    return files
+
+
+@writer
+def write_onnx_network(detector: Detector, folder: epath.Path) -> list[epath.Path]:
+    """One ONNX file per bucket with normalisation and network alone, and detector.json.
 
     Args:
       detector: the network with its weights; its config says the batch.
       folder: where to.
 
     Raises:
-      ImportError: jax2onnx is not installed.
+      UserError: a network that ONNX files cannot hold.
+      ImportError: jax2onnx or onnx is not installed.
     """
-    try:
-        import jax2onnx  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError(
-            'config.export.format="onnx" needs jax2onnx and onnx: pip install jax2onnx onnx. '
-            'Without them use config.export.format="stablehlo".'
-        ) from error
-    config = detector.config
     files = []
-    for bucket in config.data.buckets:
-        network = raw_network(detector)
-        batch = config.export.batch_size or 1
-        inputs = [
-            jax.ShapeDtypeStruct((batch, *bucket, 3), jnp.uint8),
-            jax.ShapeDtypeStruct((batch, 2), jnp.int32),
-        ]
-        model = jax2onnx.to_onnx(network, inputs=inputs)
+    for bucket in detector.config.data.buckets:
+        model = export_onnx.network_model(detector, bucket)
         files.append(folder / f"network_{bucket[0]}x{bucket[1]}.onnx")
         write_whole(files[-1], model.SerializeToString())
-    describe(detector, folder, files, "onnx", RAW_OUTPUTS)
+    describe(detector, folder, files, "onnx_network", RAW_OUTPUTS)
     return files
-
-
-def raw_network(detector: Detector) -> Callable:
-    """(images, image_size) -> flat tuple of raw predictions, with the weights inside."""
-    normalization = predict_steps.normalization(detector.config)
-    variables = detector.variables
-
-    def network(images, image_size):
-        normalized = normalize_images(images, image_size, **normalization._asdict())
-        return tuple(jax.tree.leaves(detector.model.apply(variables, normalized, image_size)))
-
-    return network
 
 
 def input_shapes(bucket: tuple[int, int], batch_size: int) -> tuple[Any, ...]:
@@ -184,7 +178,8 @@ def describe(
 ) -> None:
     """Writes detector.json: what a program needs to know to call the exported files."""
     config = detector.config
-    inputs = dict(INPUTS) if kind == "stablehlo" else {k: INPUTS[k] for k in list(INPUTS)[:2]}
+    inputs = {k: v for k, v in INPUTS.items() if k != "scale" or kind != "onnx_network"}
+    any_batch = "any" if kind == "stablehlo" else 1
     description = {
         "format": kind,
         "files": [
@@ -196,7 +191,7 @@ def describe(
             }
             for file, bucket in zip(files, config.data.buckets, strict=True)
         ],
-        "batch_size": config.export.batch_size or ("any" if kind == "stablehlo" else 1),
+        "batch_size": config.export.batch_size or any_batch,
         "platforms": list(config.export.platforms),
         "inputs": inputs,
         "outputs": outputs,
@@ -215,4 +210,6 @@ def describe(
     }
     if kind == "stablehlo":
         description["loads_with"] = LOADS_WITH.format(version=jax.__version__)
+    else:
+        description["opset"] = export_onnx.OPSET
     workdir_files.write_json(folder / "detector.json", description)
