@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from atss_jax.models.layers import convolution
+from atss_jax.models.convolutions import convolution
 
 SHAPES = ("2x32x32x256", "2x64x64x64", "2x16x16x256", "8x32x40x64", "8x16x20x128")
 """Head and C2 of R-50 at 256x256, head and C4 of the recipe for own data."""

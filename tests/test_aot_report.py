@@ -177,4 +177,4 @@ def test_a_part_compiles_for_a_tpu(tmp_path):
     assert found["loops"] == []  # gradients of convolutions in the form of TPUs
     assert list(found["convolutions"]["by_type"]) == ["convolution bf16 x bf16 -> bf16"]
     assert {c["kind"] for c in found["collectives"]} == {"all-reduce"}
-    assert any(line.startswith("models/layers.py") for line in found["ms_by_line"])
+    assert any(line.startswith("models/convolutions.py") for line in found["ms_by_line"])

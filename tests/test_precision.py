@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from atss_jax.models import layers
+from atss_jax.models import convolutions
 from atss_jax.runtime import parallel, precision
 from tests.ahead_case import report
 
@@ -16,7 +16,7 @@ def lowered(dtype, platform):
 
     def gradients(x, kernel):
         with precision.of_network(dtype, platform):
-            return jax.grad(lambda *a: layers.convolution(*a).sum(), (0, 1))(x, kernel)
+            return jax.grad(lambda *a: convolutions.convolution(*a).sum(), (0, 1))(x, kernel)
 
     shapes = [jax.ShapeDtypeStruct(s, dtype) for s in ((2, 8, 8, 4), (3, 3, 4, 4))]
     return jax.jit(gradients).trace(*shapes).lower(lowering_platforms=(platform,)).as_text()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from atss_jax.models import layers
+from atss_jax.models import convolutions
 
 
 def plain(x, kernel, stride):
@@ -32,7 +32,7 @@ def plain(x, kernel, stride):
         (1, 2, 4, 3, 2),
         (1, 1, 4, 3, 1),
         (5, 7, 4, 1, 2),
-        (16, 24, layers.MIN_CHANNELS_FOR_TAP_PRODUCTS, 3, 1),  # nine products
+        (16, 24, convolutions.MIN_CHANNELS_FOR_TAP_PRODUCTS, 3, 1),  # nine products
     ],
 )
 def test_gradients(height, width, channels, size, stride):
@@ -42,7 +42,9 @@ def test_gradients(height, width, channels, size, stride):
 
     @jax.jit
     def both(x, kernel, cotangent):
-        ours, backward = jax.vjp(lambda x, k: layers.convolution(x, k, stride=stride), x, kernel)
+        ours, backward = jax.vjp(
+            lambda x, k: convolutions.convolution(x, k, stride=stride), x, kernel
+        )
         theirs, expected = jax.vjp(lambda x, k: plain(x, k, stride), x, kernel)
         return (ours, *backward(cotangent)), (theirs, *expected(cotangent))
 
@@ -55,7 +57,7 @@ def lowered_gradients(platform, stride, channels=5):
     """StableHLO of both gradients for a platform that need not be here."""
 
     def total(x, kernel):
-        return layers.convolution(x, kernel, stride=stride).sum()
+        return convolutions.convolution(x, kernel, stride=stride).sum()
 
     shapes = (2, 16, 24, channels), (3, 3, channels, channels)
     arrays = (np.ones(shape, np.float32) for shape in shapes)
@@ -72,7 +74,7 @@ def test_gradients_on_cpus_have_one_layout(stride):
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_programs_for_accelerators_have_no_gradients_of_cpus(platform):
-    channels = layers.MIN_CHANNELS_FOR_TAP_PRODUCTS
+    channels = convolutions.MIN_CHANNELS_FOR_TAP_PRODUCTS
     assert "stablehlo.while" in lowered_gradients("cpu", 1, channels)
     assert "stablehlo.while" not in lowered_gradients(platform, 1, channels)
 
@@ -84,6 +86,29 @@ def test_gradients_of_accelerators(stride):
     y, pull = jax.vjp(lambda x, kernel: plain(x, kernel, stride), x, kernel)
     cotangent = rng.normal(size=y.shape).astype(y.dtype)
     x, kernel, cotangent = (jnp.asarray(a, y.dtype) for a in (x, kernel, cotangent))
-    found = layers._plain_gradients(stride, x, kernel, cotangent)
+    found = convolutions._plain_gradients(stride, x, kernel, cotangent)
     for ours, theirs in zip(found, pull(cotangent), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "channels", "size"),
+    [(16, 24, 3, 7), (9, 14, 3, 7), (8, 10, 1, 3), (7, 6, 4, 5), (1, 2, 3, 7), (4, 8, 3, 1)],
+)
+def test_pairs_of_columns_give_the_same_convolution(height, width, channels, size):
+    rng = np.random.default_rng(size)
+    x = jnp.asarray(rng.normal(size=(2, height, width, channels)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(size, size, channels, 5)), jnp.float32)
+    found = convolutions._convolution_of_pairs(x, kernel)
+    np.testing.assert_allclose(found, plain(x, kernel, 2), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("platform", "channels"), [("tpu", 6), ("cuda", 3), ("cpu", 3)])
+def test_only_tpus_see_pairs_of_columns(platform, channels):
+    def stem(x, kernel):
+        return convolutions.convolution(x, kernel, stride=2)
+
+    x, kernel = jnp.ones((2, 32, 64, 3)), jnp.ones((7, 7, 3, 8))
+    text = jax.jit(stem).trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+    (line,) = (line for line in text.splitlines() if "stablehlo.convolution" in line)
+    assert f"x{channels}xf32>, tensor<7x" in line
