@@ -143,7 +143,7 @@ def reach(run: Run, moment: str, lengths: Lengths, rng: random.Random) -> bool:
         "evaluation": (EVALUATING, lengths.evaluation * 0.4),
         "last evaluation": (LAST_EVALUATION, lengths.evaluation * 0.2),  # the rest are pictures
         "blocked input": (r"^step \d+/", 0.0),
-        "end": (LAST_EVALUATION + r"\n(.*\n)?AP ", 2.0),
+        "end": (LAST_EVALUATION + r"\n(.*\n)?AP ", 1.0),
     }[moment]
     if not run.wait_for(wait):
         return False

@@ -104,6 +104,12 @@ def test_a_lost_process_ends_the_others_to_be_started_again(monkeypatch, index, 
     assert code == stop_signal.PREEMPTED_EXIT_CODE and f"process {lost} has not answered" in reason
 
 
+def test_a_lost_process_is_noticed_here_before_jax_aborts_the_others():
+    noticed = peers.SILENT_SECONDS + 2 * peers.BEAT_SECONDS
+    ended = noticed + peers.NOTICE_SECONDS + peers.END_SECONDS
+    assert ended + 10 < parallel.HEARTBEAT_SECONDS / 2
+
+
 def test_software_is_one_text_for_one_checkout():
     text = peers.code_and_versions()
     assert text == peers.code_and_versions() and f"jax {jax.__version__}" in text

@@ -16,6 +16,10 @@ from atss_jax.errors import UserError
 AXIS = "data"
 """The only mesh axis."""
 
+HEARTBEAT_SECONDS = 120
+"""JAX aborts all processes so long after the last sign of life of one, which JAX gives at half of
+it: as early as half of it after a loss. `peers` must have ended them before, with its own code."""
+
 
 def initialize(
     *, mode: str, coordinator: str, num_processes: int, process_id: int, timeout: int
@@ -56,7 +60,9 @@ def initialize(
         _check_port(coordinator)
     try:
         jax.distributed.initialize(
-            initialization_timeout=timeout, heartbeat_timeout_seconds=60, **arguments
+            initialization_timeout=timeout,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            **arguments,
         )
     except Exception as error:
         where = f"{coordinator} as process {process_id} of {num_processes}"
