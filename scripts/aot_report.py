@@ -47,7 +47,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         case,
         options.topology,
         options.part,
-        compiler_options=dict(options.compiler_option),
+        compiler_options=dict(options.compiler_option) if options.compiler_option else None,
         hlo_file=options.save_hlo,
     )
     return found | {"config": options.config, "set": options.set}

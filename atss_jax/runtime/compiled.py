@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -62,9 +62,17 @@ class CompiledByShape:
     Args:
       function: from `jax.jit`.
       expected: programs that are expected; a further one is a warning.
+      options: for XLA. Those of a compiler that does not know them are left out, with a warning.
     """
 
-    def __init__(self, function: Callable[..., Any], *, expected: int):
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        expected: int,
+        options: Mapping[str, str] | None = None,
+    ):
+        self._options = dict(options or {})
         self._function = cast(jax.stages.Wrapped, function)
         self._expected = expected
         self._programs: dict[Any, Any] = {}
@@ -89,11 +97,20 @@ class CompiledByShape:
             lowered = self._function.lower(*arguments)
             traced = time.perf_counter()
             with patient_compiler():
-                program = lowered.compile()
+                program = self._compile(lowered)
             self.costs[key] = _cost(program, traced - start, time.perf_counter() - traced)
             return_freed_memory()
             self._programs[key] = program
         return self._programs[key]
+
+    def _compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        try:
+            return lowered.compile(compiler_options=self._options or None)
+        except jax.errors.JaxRuntimeError as error:
+            if not self._options or "compile option" not in str(error).lower():
+                raise
+            logging.warning("compiled without %s: %s", ", ".join(self._options), error)
+            return lowered.compile()
 
     def cost(self, *arguments: Any) -> Cost:
         """Cost of the program that ran for these arguments; only the last one is looked at."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from atss_jax.files import write_whole
 from atss_jax.run.ahead import costs, hlo_text, programs
 from atss_jax.run.describe import count_macs
-from atss_jax.runtime import parallel, precision
+from atss_jax.runtime import parallel, precision, tpu_options
 
 
 class Device(NamedTuple):
@@ -55,13 +55,16 @@ def measure(
       case: what is compiled.
       topology: the devices of its mesh, by name.
       part: a key of `programs.PROGRAMS`.
-      compiler_options: for XLA.
+      compiler_options: for XLA; None for those of a run.
       hlo_file: path that the compiled program's text is written to; None for none.
 
     Raises:
       UserError: no such part.
     """
     program = programs.find(part)(case)
+    images = case.per_device // case.config.optim.accumulate
+    if compiler_options is None:
+        compiler_options = tpu_options.compiler_options(parallel.platform_of(case.mesh), images)
     started, cpu = time.perf_counter(), time.process_time()
     platform = parallel.platform_of(case.mesh)
     with precision.of_network(case.config.model.dtype, platform):  # whole steps enter it themselves
@@ -69,7 +72,7 @@ def measure(
     lowered = traced.lower()
     trace_seconds = time.perf_counter() - started
     started = time.perf_counter()
-    compiled = lowered.compile(compiler_options=dict(compiler_options or {}) or None)
+    compiled = lowered.compile(compiler_options=dict(compiler_options) or None)
     compile_seconds = time.perf_counter() - started
     text = compiled.as_text()
     if hlo_file:
@@ -78,10 +81,10 @@ def measure(
         "part": part,
         "topology": topology,
         "devices": case.mesh.size,
-        "compiler_options": dict(compiler_options or {}),
+        "compiler_options": dict(compiler_options),
         "bucket": list(case.bucket),
         "per_device": case.per_device,
-        "micro_batch": case.per_device // case.config.optim.accumulate,
+        "micro_batch": images,
         "dtype": case.config.model.dtype,
         "fsdp": case.config.run.fsdp,
         "versions": versions(),
