@@ -145,7 +145,10 @@ MISTAKES = {
         "predict run real.png --predict.score_threshold=30",
         "must be at least 0 and at most 1.",
     ),
-    "unknown format": ("export run --export.format=tflite", "use one of stablehlo, onnx."),
+    "unknown format": (
+        "export run --export.format=tflite",
+        "use one of stablehlo, onnx, onnx_network.",
+    ),
     "a report without an evaluation": (
         "report new",
         "new: nothing was evaluated. Run `atss eval new`, then give its folder below new/eval.",

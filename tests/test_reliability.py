@@ -193,6 +193,7 @@ def test_all_that_counts_is_saved_before_pictures_are_drawn(tmp_path, monkeypatc
 CHILD = """
 import os, signal, sys, time
 from atss_jax.run import stop_signal
+{first}
 stop = stop_signal.install()
 {before}
 os.kill(os.getpid(), signal.{name})
@@ -202,8 +203,12 @@ time.sleep({seconds})
 """A process that gets a signal."""
 
 
-def child(name, *, before="", after="", seconds=20.0, prefix=()):
-    code = CHILD.format(name=name, before=before, after=after, seconds=seconds)
+DEFAULT_HANGUP = "signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+"""Under nohup the tests, and so the process, would ignore it."""
+
+
+def child(name, *, first=DEFAULT_HANGUP, before="", after="", seconds=20.0, prefix=()):
+    code = CHILD.format(name=name, first=first, before=before, after=after, seconds=seconds)
     start = [*prefix, sys.executable, "-c", code]
     return subprocess.run(start, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
@@ -217,7 +222,7 @@ def test_a_signal_before_the_first_step_ends_the_process(name):
 
 def test_nohup_is_respected():
     nohup = ["bash", "-c", "trap '' HUP; exec \"$@\"", "nohup"]
-    assert child("SIGHUP", seconds=0.5, prefix=nohup).returncode == 0
+    assert child("SIGHUP", first="", seconds=0.5, prefix=nohup).returncode == 0
 
 
 def test_a_complete_run_that_is_told_to_stop_has_code_0():
