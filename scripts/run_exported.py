@@ -1,7 +1,9 @@
 """Runs an exported detector without its package: prints one JSON line per detection.
 
-A copy of this file is all that another project needs, with NumPy, OpenCV and jax installed, or
-onnxruntime in place of jax for ONNX files.
+A copy of this file is all that another project needs, with a few packages:
+
+    StableHLO files: pip install jax flatbuffers opencv-python-headless
+    ONNX files:      pip install onnxruntime opencv-python-headless
 """
 
 import argparse
@@ -14,6 +16,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+
+PACKAGES = {"stablehlo": "jax flatbuffers", "onnx": "onnxruntime"}
+"""Format -> what runs its files, beside NumPy and OpenCV."""
 
 
 def resized_size(height: int, width: int, short_side: int, max_long_side: int) -> tuple[int, int]:
@@ -84,7 +89,7 @@ def load_program(path: pathlib.Path, about: dict[str, Any]) -> Callable:
 
     Raises:
       VersionError: this jax cannot read it; says what to do.
-      ImportError: jax or onnxruntime is not installed.
+      ImportError: jax, flatbuffers or onnxruntime is not installed.
     """
     if about["format"] == "onnx":
         return load_onnx(path)
@@ -124,7 +129,9 @@ def main() -> int:
 
     It is 1 where an image was left out, and 2 where this machine cannot read the program.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=pathlib.Path, help="that --mode=export wrote")
     parser.add_argument("images", nargs="+", help="image files")
     arguments = parser.parse_args()
@@ -151,8 +158,9 @@ def main() -> int:
             print(f"error: {error}", file=sys.stderr)
             return 2
         except ImportError as error:
-            package = "jax" if about["format"] == "stablehlo" else "onnxruntime"
-            print(f"error: {error}. Install it: pip install {package}", file=sys.stderr)
+            packages = PACKAGES[about["format"]]
+            reason = str(error).splitlines()[0].rstrip(".")
+            print(f"error: {reason}. Install: pip install {packages}", file=sys.stderr)
             return 2
         except ValueError as error:
             num_failed += 1

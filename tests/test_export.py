@@ -106,6 +106,17 @@ def test_outside_the_window_of_versions(tmp_path, monkeypatch, capsys):
     assert error.count("\n") == 1
 
 
+def test_package_not_installed(exported, tmp_path):
+    """One line with a command that installs it."""
+    _, folder = exported
+    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((32, 32, 3), np.uint8))
+    done = run_program(
+        [folder, tmp_path / "image.png"], tmp_path, without=("atss_jax", "flatbuffers")
+    )
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "pip install jax flatbuffers" in done.stderr
+
+
 def test_program_answers_everything(exported, tmp_path):
     """Help, no arguments, no image, images of extreme proportions: answers, no tracebacks."""
     _, folder = exported
