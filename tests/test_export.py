@@ -106,6 +106,37 @@ def test_outside_the_window_of_versions(tmp_path, monkeypatch, capsys):
     assert error.count("\n") == 1
 
 
+def test_another_format_replaces_the_files(tmp_path, monkeypatch, capsys):
+    """What the old detector.json names goes, and nothing else; a line says so."""
+
+    def write_other(detector, folder):
+        (folder / "detector_96x128.onnx").write_bytes(b"new")
+        export.describe(detector, folder, [folder / "detector_96x128.onnx"], "onnx", {})
+        return [folder / "detector_96x128.onnx"]
+
+    monkeypatch.setitem(export.WRITERS, "onnx", write_other)
+    workdir = epath.Path(tmp_path)
+    write_run(workdir, make_config())
+    (workdir / "export").mkdir()
+    (workdir / "export/mine.stablehlo").write_bytes(b"of the user")
+    (workdir / "precious").write_bytes(b"outside")
+
+    def names():
+        return sorted(path.name for path in (workdir / "export").iterdir())
+
+    export.export_workdir(make_config(), workdir)
+    assert names() == ["detector.json", "detector_96x128.stablehlo", "mine.stablehlo"]
+    export.export_workdir(make_config(), workdir)
+    assert "removed" not in capsys.readouterr().out
+    export.export_workdir(make_config(**{"export.format": "onnx"}), workdir)
+    assert names() == ["detector.json", "detector_96x128.onnx", "mine.stablehlo"]
+    assert "detector_96x128.stablehlo: removed, of the export before" in capsys.readouterr().out
+    (workdir / "export/detector.json").write_text('{"files": [{"path": "../precious"}]}')
+    assert not export.named_files(workdir / "export") and (workdir / "precious").exists()
+    (workdir / "export/detector.json").write_text("broken")
+    assert not export.named_files(workdir / "export")
+
+
 def test_package_not_installed(exported, tmp_path):
     """One line with a command that installs it."""
     _, folder = exported

@@ -1,6 +1,7 @@
 """ONNX files: the live detector's detections by ONNX Runtime alone, and what is refused."""
 
 import json
+import logging
 import sys
 import types
 
@@ -147,6 +148,23 @@ def test_network_that_is_not_converted(workdir, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"AttributeError: no such primitive\).*=stablehlo"):
         export.write_onnx_network(Detector.load(workdir), epath.Path(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_converter_is_quiet(workdir, tmp_path, monkeypatch, caplog):
+    """Its notes are not shown, its warnings are, and logging is as before afterwards."""
+
+    def convert(*_, **__):
+        logging.getLogger().info("Converting JAX function")
+        logging.getLogger("onnx_ir").warning("worth knowing")
+        raise AttributeError("done")
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setitem(sys.modules, "jax2onnx", types.SimpleNamespace(to_onnx=convert))
+    with pytest.raises(UserError, match="AttributeError: done"):
+        export.write_onnx_network(Detector.load(workdir), epath.Path(tmp_path))
+    assert "worth knowing" in caplog.text and "Converting" not in caplog.text
+    logging.getLogger().info("later")
+    assert "later" in caplog.text
 
 
 def test_converter_not_installed(workdir, tmp_path, monkeypatch):

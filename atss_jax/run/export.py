@@ -69,7 +69,7 @@ def export_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "last"
       checkpoint: "last", "best" or a step.
 
     Returns:
-      The folder.
+      The folder. Files that its former detector.json named and the new one does not are removed.
 
     Raises:
       UserError: no run there, or no such checkpoint.
@@ -80,10 +80,26 @@ def export_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "last"
     print(f"step {detector.step} ({checkpoint}) of {workdir}")
     folder = workdir / "export"
     folder.mkdir(parents=True, exist_ok=True)
-    for file in WRITERS[config.export.format](detector, folder):
+    before = named_files(folder)
+    files = WRITERS[config.export.format](detector, folder)
+    for file in files:
         print(f"{file}: {file.stat().length / 2**20:.1f} MiB")
     print(f"{folder / 'detector.json'}: how to call it")
+    for file in before:
+        if file not in files and file.exists():
+            file.unlink()
+            print(f"{file}: removed, of the export before")
     return folder
+
+
+def named_files(folder: epath.Path) -> list[epath.Path]:
+    """The files in an export folder that its detector.json names; none where it cannot be read."""
+    try:
+        about = json.loads((folder / "detector.json").read_text())
+        names = [str(entry["path"]) for entry in about["files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [folder / name for name in names if name == epath.Path(name).name]
 
 
 @writer

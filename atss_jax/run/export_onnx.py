@@ -5,9 +5,10 @@ jax2onnx converts normalisation and network. It cannot convert selections and NM
 and outputs are. The packages are imported late: most installations are without them.
 """
 
+import contextlib
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -93,7 +94,7 @@ def network_model(detector: Detector, bucket: tuple[int, int]) -> Any:
     ]
     network = raw_network(detector)
     # Without jit, because jax2onnx 0.17.1 cannot convert a nested one under JAX 0.12.
-    with warnings.catch_warnings(), jax.disable_jit():
+    with warnings.catch_warnings(), jax.disable_jit(), no_chatter():
         warnings.filterwarnings("ignore", "Explicitly requested dtype float64")
         try:
             model = jax2onnx.to_onnx(
@@ -113,6 +114,17 @@ def network_model(detector: Detector, bucket: tuple[int, int]) -> Any:
     make_shifts_unsigned(model.graph)
     del model.graph.value_info[:]  # some of these shapes are wrong; a runtime infers them anyway
     return model
+
+
+@contextlib.contextmanager
+def no_chatter() -> Iterator[None]:
+    """Loggers of all packages tell warnings and errors only."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.INFO))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def raw_network(detector: Detector) -> Callable[[Any, Any], Any]:
