@@ -150,6 +150,23 @@ def test_network_that_is_not_converted(workdir, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_converter_sees_no_choice_by_platform(workdir, tmp_path, monkeypatch):
+    """jax2onnx has no `platform_index`, which the stem asks for elsewhere."""
+    seen = []
+
+    def convert(function, inputs, **_):
+        seen.append(str(jax.make_jaxpr(function)(*inputs)))
+        raise AttributeError("done")
+
+    detector = Detector.load(workdir)
+    monkeypatch.setitem(sys.modules, "jax2onnx", types.SimpleNamespace(to_onnx=convert))
+    with pytest.raises(UserError, match="AttributeError: done"):
+        export.write_onnx_network(detector, epath.Path(tmp_path))
+    assert "conv_general_dilated" in seen[0] and "platform_index" not in seen[0]
+    given = jnp.zeros((1, 96, 128, 3), jnp.uint8), jnp.array([[96, 128]], jnp.int32)
+    assert "platform_index" in str(jax.make_jaxpr(export_onnx.raw_network(detector))(*given))
+
+
 def test_converter_is_quiet(workdir, tmp_path, monkeypatch, caplog):
     """Its notes are not shown, its warnings are, and logging is as before afterwards."""
 

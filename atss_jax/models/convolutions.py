@@ -1,6 +1,9 @@
 """2-D convolutions as functions, each written in the form that the platform is fast at."""
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,6 +18,21 @@ MIN_CHANNELS_FOR_TAP_PRODUCTS = 64
 
 MAX_CHANNELS_FOR_PAIRS = 4
 """Channels up to which `_convolution_of_pairs` is worth it on TPUs: the image's."""
+
+_IS_PLAIN = contextvars.ContextVar("is_plain", default=False)
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Convolutions traced inside are `lax.conv_general_dilated` on every platform.
+
+    For converters that do not know a choice by platform, such as jax2onnx.
+    """
+    before = _IS_PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _IS_PLAIN.reset(before)
 
 
 def _convolution(x: Array, kernel: Array, stride: int, groups: int) -> Array:
@@ -165,6 +183,6 @@ def convolution(
     size = kernel.shape[0]
     if size == 1 and groups == 1:
         return x[:, ::stride, ::stride] @ kernel[0, 0]
-    if groups == 1:
+    if groups == 1 and not _IS_PLAIN.get():
         return _dense_convolution(x, kernel, stride)
     return _convolution(x, kernel, stride, groups)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from atss_jax.errors import UserError
 from atss_jax.evaluation.postprocess import make_settings
 from atss_jax.geometry.anchors import make_grid
+from atss_jax.models import convolutions
 from atss_jax.models.detector import normalize_images
 from atss_jax.run import predict_steps
 from atss_jax.run.detector import Detector
@@ -94,7 +95,7 @@ def network_model(detector: Detector, bucket: tuple[int, int]) -> Any:
     ]
     network = raw_network(detector)
     # Without jit, because jax2onnx 0.17.1 cannot convert a nested one under JAX 0.12.
-    with warnings.catch_warnings(), jax.disable_jit(), no_chatter():
+    with warnings.catch_warnings(), jax.disable_jit(), no_chatter(), convolutions.plain():
         warnings.filterwarnings("ignore", "Explicitly requested dtype float64")
         try:
             model = jax2onnx.to_onnx(
