@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command in TOOLS:
             _check_first_path(command, arguments[1:])
             module = importlib.import_module(TOOLS[command][0])
-            return module.main(_with_root(command, arguments[1:]))
+            return module.main(arguments[1:])
         if command in MODES:
             flags = main_flags(command, arguments[1:])
             from atss_jax.main import run_from_command_line  # the flags' library, 1 s
@@ -185,14 +185,6 @@ def _check_first_path(command: str, arguments: Sequence[str]) -> None:
     path = arguments[0] if arguments and not arguments[0].startswith("-") else ""
     if path and command in ("check", "browse"):
         given_paths.check_root(path)
-
-
-def _with_root(command: str, arguments: Sequence[str]) -> list[str]:
-    """Arguments of a tool; the first word after check and browse is their folder."""
-    first, *rest = arguments or [""]
-    if command in ("check", "browse") and first and not first.startswith("-"):
-        return [f"--root={first}", *rest]
-    return list(arguments)
 
 
 def _automatic(flags: Sequence[str]) -> list[str]:

@@ -1,6 +1,8 @@
 """The scripts around the data, run in this process on a small set."""
 
+import dataclasses
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 
 from atss_jax import cli
 from atss_jax.data.tfds_builders import load_tfds
+from atss_jax.run import auto_fields, build, recipe_files, recipe_io
 from tests.test_loader import make_set
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -39,6 +42,12 @@ def run(monkeypatch, capsys):
 def source(tmp_path) -> list[str]:
     make_set(tmp_path, 9)
     return [f"--annotations={tmp_path}/a.json", f"--images={tmp_path}"]
+
+
+def make_set_folder(folder: Path, count: int) -> None:
+    """A folder with a small set, split by `data.val_fraction`."""
+    folder.mkdir()
+    make_set(folder, count)
 
 
 @pytest.mark.parametrize("name", ["prepare_coco.py", "bench_input.py"])
@@ -92,6 +101,57 @@ def test_browse(atss, source, tmp_path):
     assert status == 0
     sheet = cv2.imread(str(out))
     assert sheet is not None and sheet.shape[1] == 2 * 120 + 3 * 10 and sheet.max() > 100
+
+
+def test_browse_and_check_see_what_training_sees(atss, tmp_path):
+    """Sizes, batch and augmentations of `atss train FOLDER`; the batches of a run's folder."""
+    make_set_folder(tmp_path / "data", 40)
+    folder = str(tmp_path / "data")
+    recipe = recipe_io.recipe_from_mapping(recipe_files.load_recipe("coco_json").to_dict())
+    data = dataclasses.replace(recipe.data, root=folder, image_size=0, max_boxes=0)
+    recipe = dataclasses.replace(recipe, data=data)
+    recipe, lines = auto_fields.resolve(recipe, *build.load_sets(recipe))
+    sheets = [tmp_path / name for name in ("folder.png", "run.png", "other.png")]
+    options = ["--batches=1", "--tile_width=60"]
+    printed, _ = atss("browse", *options, folder, f"--out={sheets[0]}")
+    assert printed.startswith(f"as in `atss train`: {lines[0]}\n")
+    assert "1 batches of 8 images" in printed
+    assert lines[0] in atss("check", folder, "--data.image_size=auto")[0]
+    assert "image size 64 px" in atss("check", folder, "--data.image_size=64")[0]
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(recipe_io.recipe_to_json(recipe))
+    assert "as in the run" in atss("browse", str(run), *options, f"--out={sheets[1]}")[0]
+    assert sheets[0].read_bytes() == sheets[1].read_bytes()
+    atss("browse", folder, *options, f"--out={sheets[2]}", "--seed=1")
+    assert sheets[0].read_bytes() != sheets[2].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["browse", "--data.image_size=64", "--max_long_side=96"], "both given"),
+        (["check", "--data.image_size=64", "--short_side=96"], "both given"),
+        (["check", "--root=elsewhere"], "not both"),
+        (["browse", "--data.image_size=8"], "at least 32 px"),
+    ],
+)
+def test_browse_and_check_refuse(tmp_path, capsys, arguments, message):
+    make_set_folder(tmp_path / "data", 9)
+    assert cli.main([arguments[0], str(tmp_path / "data"), *arguments[1:]]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_check_speaks_of_both_parts(atss, tmp_path):
+    make_set_folder(tmp_path / "data", 40)
+    printed, _ = atss("check", str(tmp_path / "data"))
+    train, val = re.findall(r"^part: (\S+)", printed, re.M)
+    assert (train, val) == ("data/train", "data/val")
+    assert "good of" in printed.partition("part: data/val")[2]
+    shown, _ = atss("check", str(tmp_path / "data"), "--split=val")
+    assert re.findall(r"^part: (\S+)", shown, re.M) == ["data/val"]
+    assert "min / 25 % / median / 75 % / max of boxes per image: " in shown
 
 
 @pytest.mark.slow

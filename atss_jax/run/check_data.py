@@ -1,11 +1,11 @@
 r"""Health report of a detection set: what is in it, what is odd, what would be dropped.
 
-    atss check --root=my_data --html=report.html
+    atss check my_data --html=health.html
 
 Reads as training would under data.on_error="skip", decodes every image of a small set (--decode:
 of any), and prints counts, sizes, bucket shares and padding, box sizes and every kind of oddity.
---html writes a page with thumbnails of the images that the oddities are about. The exit status is
-1 when something is bad.
+The numbers are those of the training part, or of the one that --split names. --html writes the
+report as a page, with thumbnails of odd and bad images. The exit status is 1 when something is bad.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 
-from atss_jax.data import auto_sizes, batch_rows
+from atss_jax.data import batch_rows
 from atss_jax.data.batch_plan import choose_bucket
 from atss_jax.data.config import DataConfig
 from atss_jax.data.dataset import DetectionDataset
@@ -25,9 +25,14 @@ from atss_jax.data.health import Finding
 from atss_jax.data.images import resized_size
 from atss_jax.data.plausibility import compare
 from atss_jax.drawing.palette import class_color
-from atss_jax.run import classes
+from atss_jax.run import classes, training_view
 from atss_jax.run.arguments import Parser
-from atss_jax.run.browse_data import add_source_arguments, load, parse_buckets
+from atss_jax.run.browse_data import (
+    add_source_arguments,
+    load,
+    parse_buckets,
+    parse_with_folder,
+)
 
 SMALL, MEDIUM = 32**2, 96**2
 """COCO's limits of small and medium areas, px^2."""
@@ -36,11 +41,10 @@ THUMBNAILS_PER_KIND = 12
 
 
 def percentiles(values: np.ndarray) -> str:
-    """Least, quarters and largest of some numbers."""
+    """Minimum, quartiles and maximum of some numbers."""
     if not len(values):
         return "none"
-    least, low, middle, high, most = np.percentile(values, [0, 25, 50, 75, 100])
-    return f"{least:.4g} / {low:.4g} / {middle:.4g} / {high:.4g} / {most:.4g}"
+    return " / ".join(f"{value:.4g}" for value in np.percentile(values, [0, 25, 50, 75, 100]))
 
 
 def report(dataset: DetectionDataset, args: argparse.Namespace) -> list[str]:
@@ -51,19 +55,21 @@ def report(dataset: DetectionDataset, args: argparse.Namespace) -> list[str]:
     height, width = dataset.sizes[:, 0], dataset.sizes[:, 1]
     scale = args.short_side / np.minimum(height, width)
     lines = [
+        f"part: {dataset.name}",
         f"images: {dataset.num_records} good of {health.num_images} listed",
         f"annotations: {len(a.id)} good of {health.num_annotations}, of them "
         f"{int(a.is_crowd.sum())} crowds",
         f"images without training boxes: {int((dataset.num_boxes == 0).sum())}",
-        f"boxes per image, least / quarters / most: {percentiles(dataset.num_boxes)}",
-        f"short sides: {percentiles(np.minimum(height, width))}",
-        f"long sides: {percentiles(np.maximum(height, width))}",
+        f"min / 25 % / median / 75 % / max of boxes per image: {percentiles(dataset.num_boxes)}",
+        f"short sides, px: {percentiles(np.minimum(height, width))}",
+        f"long sides, px: {percentiles(np.maximum(height, width))}",
         f"aspect ratios w/h: {percentiles(width / height)}",
-        f"box sides (root of w*h): {percentiles(np.sqrt(np.prod(sides, axis=1)))}",
-        f"box sides at short side {args.short_side}: "
+        f"box sides (root of w*h), px of the files: {percentiles(np.sqrt(np.prod(sides, axis=1)))}",
+        f"box sides at short side {args.short_side} px: "
         + percentiles(np.sqrt(np.prod(sides, axis=1)) * scale[a.record[~a.is_crowd]]),
         f"box aspect ratios w/h: {percentiles(sides[:, 0] / sides[:, 1])}",
-        f"small / medium / large areas: {int((area < SMALL).sum())} / "
+        "small / medium / large objects, by area in px of the files (limits 32^2, 96^2): "
+        f"{int((area < SMALL).sum())} / "
         f"{int(((area >= SMALL) & (area < MEDIUM)).sum())} / {int((area >= MEDIUM).sum())}",
     ]
     lines += bucket_lines(dataset, args)
@@ -81,19 +87,27 @@ def report(dataset: DetectionDataset, args: argparse.Namespace) -> list[str]:
     return lines
 
 
-def _choose_sizes(args: argparse.Namespace, dataset: DetectionDataset) -> None:
-    """Fills in the sizes that were not given: those of `data.image_size=auto`, or the recipes'."""
-    names = ("short_side", "max_long_side", "buckets")
-    if all(getattr(args, name) is None for name in names):
-        image_size = auto_sizes.choose_image_size(dataset.sizes, auto_sizes.relative_sides(dataset))
-        sizes = auto_sizes.derive_sizes(dataset.sizes, image_size)
-        print(f"image size as `atss train` chooses: {image_size} px")
+def _choose_sizes(
+    args: argparse.Namespace, dataset: DetectionDataset, other: DetectionDataset | None
+) -> None:
+    """Fills in the sizes that were not given: those of `atss train`, or the paper's.
+
+    Args:
+      args: the command line, changed in place.
+      dataset: the set to report on.
+      other: the set's other part, None without one.
+    """
+    names = training_view.SIZE_FIELDS
+    if training_view.check_sizes_given_once(args, names):
+        data = DataConfig()
     else:
-        usual = DataConfig()
-        sizes = auto_sizes.Sizes(usual.short_side, usual.max_long_side, usual.buckets)
+        sets = (other, dataset) if other is not None and args.split != "train" else (dataset, other)
+        recipe, line = training_view.resolve(*sets, args.image_size)
+        print(line)
+        data = recipe.data
     for name in names:
         if getattr(args, name) is None:
-            setattr(args, name, getattr(sizes, name))
+            setattr(args, name, getattr(data, name))
 
 
 def bucket_lines(dataset: DetectionDataset, args: argparse.Namespace) -> list[str]:
@@ -189,21 +203,21 @@ def main(arguments: Sequence[str]) -> int:
     parser.set_defaults(on_error="skip", max_bad_fraction=1.0)
     parser.add_argument("--decode", action="store_true", help="decode every image")
     parser.add_argument("--html", default="", help="page to write")
+    training_view.add_image_size_argument(parser)
     parser.add_argument("--buckets", type=parse_buckets, help="default: as `atss train` chooses")
     parser.add_argument("--short_side", type=int, help="likewise, px")
     parser.add_argument("--max_long_side", type=int, help="likewise, px")
-    args = parser.parse_args(arguments)
-    dataset = load(args)
-    _choose_sizes(args, dataset)
+    args = parse_with_folder(parser, arguments, "of a set in any known layout")
+    dataset, other = load(args), None
+    if args.root:
+        is_train = args.split == "train"
+        other = load(argparse.Namespace(**{**vars(args), "split": "val" if is_train else "train"}))
+    _choose_sizes(args, dataset, other)
     if args.decode:
         decode_all(dataset)
     lines = report(dataset, args)
-    if args.root and args.split == "train":
-        args.split = "val"
-        other = load(args)
-        dataset = classes.without_unused(dataset, other)
-        both = compare(dataset, other) or ["no file in both, the same classes"]
-        lines += ["train and val:", *(f"  {line}" for line in both)]
+    if other is not None and args.split == "train":
+        lines += val_lines(dataset, other)
     print("\n".join(lines))
     for finding in dataset.health.bad_examples[:20]:
         print(f"bad: {finding.message}")
@@ -212,3 +226,17 @@ def main(arguments: Sequence[str]) -> int:
             file.write(html_page(dataset, lines))
         print(f"page with thumbnails: {args.html}")
     return 1 if dataset.health.bad else 0
+
+
+def val_lines(train: DetectionDataset, val: DetectionDataset) -> list[str]:
+    """The validation part in short, and what differs between both parts."""
+    counts = zip(val.class_names, val.class_counts().tolist(), strict=True)
+    both = compare(classes.without_unused(train, val), val)
+    return [
+        f"part: {val.name} (--split=val shows it like the one above)",
+        f"  images: {val.num_records} good of {val.health.num_images} listed",
+        f"  annotations: {len(val.annotations.id)} good of {val.health.num_annotations}",
+        "  classes: " + ", ".join(f"{name} {count}" for name, count in counts),
+        "train and val:",
+        *(f"  {line}" for line in both or ["no file in both, the same classes"]),
+    ]
