@@ -9,13 +9,16 @@ A copy of this file is all that another project needs, with a few packages:
 import argparse
 import functools
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
-import cv2
-import numpy as np
+os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # this program says itself what is no image
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
 
 PACKAGES = {"stablehlo": "jax flatbuffers", "onnx": "onnxruntime"}
 """Format -> what runs its files, beside NumPy and OpenCV."""
@@ -127,15 +130,21 @@ def too_old_or_new(
 def main() -> int:
     """Reads the command line, prints; returns the exit code.
 
-    It is 1 where an image was left out, and 2 where this machine cannot read the program.
+    It is 1 where an image was left out, and 2 where the arguments are wrong or this machine cannot
+    read the program.
     """
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=pathlib.Path, help="that --mode=export wrote")
+    parser.add_argument("folder", type=pathlib.Path, help="that `atss export` wrote")
     parser.add_argument("images", nargs="+", help="image files")
     arguments = parser.parse_args()
     folder = arguments.folder
+    for path in arguments.images:
+        if os.path.isdir(path):
+            parser.error(
+                f"{path} is a folder. Give image files, as in {os.path.join(path, '*.jpg')}"
+            )
     try:
         about = json.loads((folder / "detector.json").read_text())
     except OSError as error:
@@ -167,9 +176,21 @@ def main() -> int:
             print(f"{path}: {error}", file=sys.stderr)
             continue
         for name, score, box in found:
-            print(json.dumps({"file": path, "class": name, "score": score, "box": box}))
+            values = {"score": round(score, 6), "box": [round(value, 3) for value in box]}
+            print(json.dumps({"file": path, "class": name, **values}))
     return 1 if num_failed else 0
 
 
+def run() -> int:
+    """`main`, for a reader of the lines that may stop early, such as `head`."""
+    try:
+        code = main()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 0
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

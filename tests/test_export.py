@@ -3,6 +3,8 @@
 import datetime
 import hashlib
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -152,9 +154,10 @@ def test_program_answers_everything(exported, tmp_path):
     """Help, no arguments, no image, images of extreme proportions: answers, no tracebacks."""
     _, folder = exported
     for arguments, code, text in (
-        (["--help"], 0, "--mode=export wrote"),
+        (["--help"], 0, "that `atss export` wrote"),
         ([], 2, "the following arguments are required"),
         ([tmp_path, "a.png"], 2, "Give an export folder"),
+        ([folder, tmp_path], 2, "is a folder. Give image files"),
     ):
         done = run_program(arguments, tmp_path)
         assert done.returncode == code and text in done.stdout + done.stderr
@@ -167,12 +170,30 @@ def test_program_answers_everything(exported, tmp_path):
         cv2.imwrite(str(paths[-1]), image)
     done = run_program([folder, *paths], tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert f"{paths[0]}: no image that OpenCV reads" in done.stderr
+    assert done.stderr == f"{paths[0]}: no image that OpenCV reads\n"
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert {line["file"] for line in lines} >= {str(path) for path in paths[1:3]}
     for line in lines:
         width = int(Path(line["file"]).stem.split("x")[1])
         assert 0 <= line["box"][0] <= line["box"][2] <= width + 1e-2
+
+
+def test_reader_that_stops_early():
+    """As `head` does: no traceback, exit code 0."""
+    program = [
+        sys.executable,
+        "-c",
+        "import run_exported as r; r.main = f; raise SystemExit(r.run())",
+    ]
+    program[2] = "f = lambda: print('x' * 9_999_999) or 1\n" + program[2]
+    environment = {**os.environ, "PYTHONPATH": str(Path(run_exported.__file__).parent)}
+    with subprocess.Popen(
+        program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)
 
 
 def test_bad_settings():
