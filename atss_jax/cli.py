@@ -28,7 +28,7 @@ examples:
   atss train --config=quickstart            a recipe that brings its own data
   atss eval workdirs/photos                 AP of the newest checkpoint
   atss predict workdirs/photos a.jpg new    draw and list detections in files and folders
-  atss export workdirs/photos               one file that runs without this package
+  atss export workdirs/photos               files that run without this package
   atss report workdirs/photos               one HTML page about the run
   atss check photos                         what is in the data, and what is odd
   atss config rate                          fields whose name or meaning has "rate"
@@ -135,8 +135,8 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
     if mode.reads_checkpoint:
         parser.add_argument("--checkpoint", help="last (the default), best (by AP) or a step")
     if command == "describe":
-        parser.add_argument("--topology", help="estimates for v5e:2x2, h100:8, ...; none is needed")
-        parser.add_argument("--part", help="of it: train (the default), predict, stem, head, ...")
+        parser.add_argument("--topology", help="compile for v5e:2x2, h100:8, ...; no such device is needed")
+        parser.add_argument("--part", help="with --topology: train (the default), predict, stem, head, ...")
     words = sorted(_joined(arguments), key=lambda word: word.startswith("-"))
     given, rest = parser.parse_known_args(words)
     flags = [f"--mode={MODES[command]}", *map(_with_group, rest)]

@@ -3,7 +3,7 @@
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ _IS_PLAIN = contextvars.ContextVar("is_plain", default=False)
 
 
 @contextlib.contextmanager
-def plain() -> Iterator[None]:
+def plain() -> Generator[None, None, None]:
     """Convolutions traced inside are `lax.conv_general_dilated` on every platform.
 
     For converters that do not know a choice by platform, such as jax2onnx.

@@ -8,7 +8,7 @@ and outputs are. The packages are imported late: most installations are without 
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -118,7 +118,7 @@ def network_model(detector: Detector, bucket: tuple[int, int]) -> Any:
 
 
 @contextlib.contextmanager
-def no_chatter() -> Iterator[None]:
+def no_chatter() -> Generator[None, None, None]:
     """Loggers of all packages tell warnings and errors only."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.INFO))

@@ -64,7 +64,7 @@ the folder `predictions` of the run, or into --predict.output=FOLDER.
         reads_checkpoint=True,
     ),
     "export": Mode(
-        *("export:export_workdir", "export", "a file that runs without this package"),
+        *("export:export_workdir", "export", "files that run without this package"),
         arguments={"workdir": _WORKDIR},
         reads_checkpoint=True,
     ),
