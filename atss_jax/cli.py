@@ -135,8 +135,12 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
     if mode.reads_checkpoint:
         parser.add_argument("--checkpoint", help="last (the default), best (by AP) or a step")
     if command == "describe":
-        parser.add_argument("--topology", help="compile for v5e:2x2, h100:8, ...; no such device is needed")
-        parser.add_argument("--part", help="with --topology: train (the default), predict, stem, head, ...")
+        parser.add_argument(
+            "--topology", help="compile for v5e:2x2, h100:8, ...; no such device is needed"
+        )
+        parser.add_argument(
+            "--part", help="with --topology: train (the default), predict, stem, head, ..."
+        )
     words = sorted(_joined(arguments), key=lambda word: word.startswith("-"))
     given, rest = parser.parse_known_args(words)
     flags = [f"--mode={MODES[command]}", *map(_with_group, rest)]
