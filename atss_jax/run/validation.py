@@ -21,6 +21,7 @@ from atss_jax.models.detector import DetectorNetwork, init_variables
 from atss_jax.run import build, classes, evaluation_folder, predict_steps, workdir_files
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import checkpoint, parallel, screen
+from atss_jax.runtime.screen import JOINT
 from atss_jax.training import train_step
 from atss_jax.training.train_step import TrainState
 
@@ -178,14 +179,19 @@ def evaluate_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "las
 
 
 def summary(metrics: Mapping[str, float]) -> str:
-    """The COCO numbers on one line, then AP by class; "-" where there was no object to find."""
+    """The COCO numbers on one line, then AP by class; "-" where there was no object to find.
+
+    For the screen: names and values are joined by `screen.JOINT`.
+    """
     known = known_or_none(metrics)
 
     def text(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
-    line = "  ".join(f"{name} {text(known[name], 4)}" for name in metric_names(known))
+    line = "  ".join(f"{name}{JOINT}{text(known[name], 4)}" for name in metric_names(known))
     classes = [
-        f"{k.removeprefix('AP/')} {text(v, 3)}" for k, v in known.items() if k.startswith("AP/")
+        f"{k.removeprefix('AP/')}{JOINT}{text(v, 3)}"
+        for k, v in known.items()
+        if k.startswith("AP/")
     ]
     return line + ("\nAP by class: " + ", ".join(classes) if classes else "")
