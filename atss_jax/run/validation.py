@@ -163,7 +163,11 @@ def evaluate_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "las
     step, variables = restore_variables(config, workdir, model, mesh, which=checkpoint)
     if jax.process_index() == 0:
         name, augmentation = evaluation_folder.split_name(config), config.eval.multiscale
-        print(f"step {step} ({checkpoint}), split {name}, test-time augmentation {augmentation}")
+        objects = "" if config.eval.format_only else f", {int(dataset.num_boxes.sum())} objects"
+        screen.show(
+            f"step {step} ({checkpoint}), split {name}, {dataset.num_records} images{objects}, "
+            f"test-time augmentation {augmentation}"
+        )
         workdir_files.make_folder(workdir / "eval", "--workdir")  # before an hour of detection
     outcome = Validation(config, model, mesh, dataset=dataset).run(variables)
     if outcome is None:
