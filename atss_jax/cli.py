@@ -17,21 +17,21 @@ from pathlib import Path
 
 import atss_jax
 from atss_jax.errors import UserError
-from atss_jax.run import given_run, mode_table, stop_signal
-from atss_jax.run.arguments import Parser
+from atss_jax.run import given_run, mode_table, refusal, stop_signal
+from atss_jax.run.arguments import HelpFormatter, Parser
 from atss_jax.run.recipe_io import default_workdir
 
 EXAMPLES = """\
 examples:
-  atss train photos                         learn from a folder of images and labels
+  atss train photos                         learn from images and labels
   atss train photos --optim.num_epochs=50   with a field of the recipe
-  atss train --config=quickstart            a recipe that brings its own data
+  atss train --config=quickstart            a recipe that brings its data
   atss eval workdirs/photos                 AP of the newest checkpoint
-  atss predict workdirs/photos a.jpg new    draw and list detections in files and folders
-  atss export workdirs/photos               one file that runs without this package
+  atss predict workdirs/photos a.jpg new    draw and list detections
+  atss export workdirs/photos               a file without this package
   atss report workdirs/photos               one HTML page about the run
-  atss check photos                         what is in the data, and what is odd
-  atss config rate                          fields whose name or meaning has "rate"
+  atss check photos                         what is in the data, what is odd
+  atss config rate                          fields that "rate" stands in
 
 `atss COMMAND --help` shows the arguments of one command. Every field of the recipe can be given to
 train, eval, predict, export and describe as --group.field=value; `atss config` lists them.
@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             flags = main_flags(command, arguments[1:])
             from atss_jax.main import run_from_command_line  # the flags' library, 1 s
 
-            run_from_command_line(flags)
+            with refusal.of_console():
+                run_from_command_line(flags)
             return 0
         _check_command(command)
         parser = _parser()
@@ -79,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.print_help()
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        with refusal.of_console():
+            refusal.show(error)
         return 2
 
 
@@ -95,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="atss",
         description="Object detectors with adaptive training sample selection (ATSS), in JAX.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"atss_jax {atss_jax.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -123,7 +125,7 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
         prog=f"atss {command}",
         description=mode.help,
         epilog=f"{mode.more_help}\n{FIELDS_HELP}".strip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     for argument, help_text in mode.arguments.items():

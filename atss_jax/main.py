@@ -29,6 +29,7 @@ from atss_jax.run import (
     recipe_changes,
     recipe_files,
     recipe_io,
+    refusal,
 )
 from atss_jax.run.mode_table import MODES, READING_MODES
 from atss_jax.run.recipe import Recipe
@@ -262,7 +263,7 @@ def _friendly(argv: Sequence[str]) -> Any:
 
 
 def _refuse(problem: Exception | str) -> NoReturn:
-    print(f"error: {problem}", file=sys.stderr)
+    refusal.show(problem)
     sys.exit(2)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from atss_jax import cli
 from atss_jax.errors import UserError
+from atss_jax.run import refusal
 from atss_jax.run.recipe_io import default_workdir
 
 
@@ -92,7 +93,7 @@ def test_unknown_fields_are_refused_with_our_name():
         text=True,
     )
     assert done.returncode == 2
-    assert "Did you mean --config.optim.learning_rate?" in done.stderr
+    assert "Did you mean --optim.learning_rate?" in done.stderr
 
 
 @pytest.mark.parametrize("flag", ["--version", "--help"])
@@ -113,8 +114,27 @@ def test_the_help_of_predict_shows_several_inputs(capsys):
     with pytest.raises(SystemExit):
         cli.main(["predict", "--help"])
     printed = capsys.readouterr().out
-    assert "atss predict workdirs/mine a.jpg holidays clip.mp4" in printed
+    assert "atss predict workdirs/mine a.jpg trip clip.mp4" in printed
     assert "input [input ...]" in printed and max(map(len, printed.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("command", ["", *cli.MODES, *cli.TOOLS, "config"])
+def test_help_fits_a_terminal_of_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"] if command else ["--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_an_error_is_wrapped_on_a_terminal_only(capsys, monkeypatch):
+    message = "config.optim.lr: no such field. Did you mean config.optim.learning_rate? " * 2
+    refusal.show(message)
+    assert capsys.readouterr().err == f"error: {message}\n"
+    monkeypatch.setattr("atss_jax.runtime.screen.width_of", lambda stream: 60)
+    with refusal.of_console():
+        refusal.show(message)
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 60 and lines[0].startswith("error: --optim.lr: no such field.")
 
 
 def test_check_takes_a_folder(capsys, tmp_path):

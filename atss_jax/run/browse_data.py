@@ -22,7 +22,7 @@ from atss_jax.data.dataset import DetectionDataset
 from atss_jax.data.sources import load_split
 from atss_jax.drawing import visualize
 from atss_jax.errors import UserError
-from atss_jax.run.arguments import Parser
+from atss_jax.run.arguments import HelpFormatter, Parser
 from atss_jax.structures import Batch
 
 DEFAULT_BUCKETS = "800x1088,800x1216,800x1344,1088x800,1216x800,1344x800"
@@ -100,7 +100,7 @@ def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="atss browse",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add_source_arguments(parser)
     parser.add_argument("--out", default="batches.png", help="picture to write")
