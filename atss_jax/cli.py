@@ -6,12 +6,10 @@ the arguments of the other. Nothing here imports JAX, so the first line is on th
 
 import argparse
 import difflib
-import fnmatch
 import importlib
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -75,7 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser = _parser()
         parsed = parser.parse_args(arguments)
         if parsed.command == "config":
-            print(describe_fields(parsed.pattern, shutil.get_terminal_size().columns))
+            from atss_jax.run import field_list
+
+            words, recipe, source = field_list.find_recipe(parsed.words, parsed.config)
+            width = shutil.get_terminal_size().columns
+            print(field_list.describe_fields(" ".join(words), width, recipe, source))
         else:
             parser.print_help()
         return 0
@@ -106,7 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     for name, (_, text) in TOOLS.items():
         commands.add_parser(name, help=text)
     fields = commands.add_parser("config", help="fields of the recipe: default, values, meaning")
-    fields.add_argument("pattern", nargs="?", default="", help='word, or a pattern like "optim.*"')
+    fields.add_argument(
+        "words",
+        nargs="*",
+        help='in name or meaning, or a pattern like "optim.*"; or a run\'s folder',
+    )
+    fields.add_argument("--config", help="a recipe, whose values are shown beside the defaults")
     return parser
 
 
@@ -245,42 +252,6 @@ def _with_group(flag: str) -> str:
     ('--config.optim.num_steps=5', '--lr=1')
     """
     return re.sub(r"^--(no)?(?!config\.)(?=\w+\.\w)", lambda m: f"--{m[1] or ''}config.", flag)
-
-
-def describe_fields(pattern: str, width: int) -> str:
-    """The fields of the recipe that match, with default, allowed values and meaning.
-
-    Args:
-      pattern: "" for all; a pattern over "group.field"; or words, each in the name or the meaning.
-        A word that other trainers use finds the field that it is here.
-      width: of a line, characters.
-
-    Raises:
-      UserError: no field matches.
-    """
-    from atss_jax.config import field_infos
-    from atss_jax.run.recipe_io import GROUPS, SYNONYMS, WITHOUT_FIELD
-
-    entries = []
-    wanted = SYNONYMS.get(pattern, pattern)
-    for group in GROUPS.values():
-        for info in field_infos(group):
-            name = f"{info.group}.{info.name}"
-            text = f"{name} {info.description}".lower()
-            is_named = fnmatch.fnmatch(name, wanted) or name == wanted
-            if is_named or all(word in text for word in wanted.lower().split()):
-                entries.append((name, info))
-    if not entries:
-        hint = WITHOUT_FIELD.get(pattern, "`atss config` lists all.")
-        raise UserError(f"atss config: no field matches {pattern!r}. {hint}")
-    lines = []
-    for name, info in entries:
-        lines += textwrap.wrap(
-            f"{name} = {info.default!r}  ({info.type})", width, subsequent_indent="    "
-        )
-        meaning = " ".join(info.description.split())
-        lines += textwrap.wrap(meaning, width, initial_indent="    ", subsequent_indent="    ")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

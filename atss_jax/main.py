@@ -73,6 +73,11 @@ def main(argv: Sequence[str]) -> None:
 
     if (_TOPOLOGY.value or flags.FLAGS["part"].present) and _MODE.value != "describe":
         raise UserError(f"--topology and --part with --mode={_MODE.value}: only for describe.")
+    if flags.FLAGS["part"].present and not _TOPOLOGY.value:
+        raise UserError(
+            f"--part={_PART.value} without --topology: a part is compiled for a named device, as "
+            "in --topology=v5e:2x2."
+        )
     given_paths.check(recipe, _MODE.value, _WORKDIR.value or "", _CHECKPOINT.value)
     if not _MODE.value.startswith("train"):
         stop_signal.uninstall()

@@ -8,7 +8,8 @@ import pytest
 
 from atss_jax import cli
 from atss_jax.errors import UserError
-from atss_jax.run import refusal
+from atss_jax.run import field_list, recipe_io, refusal
+from atss_jax.run.recipe import Recipe
 from atss_jax.run.recipe_io import default_workdir
 
 
@@ -65,6 +66,8 @@ def test_the_folder_of_a_run_is_described(tmp_path):
         (["train"], "give a folder of data, or --config=RECIPE"),
         (["describe"], "give a folder (of data or of a run)"),
         (["config", "nothing_like_this"], "no field matches 'nothing_like_this'"),
+        (["config", "rate", "no/run"], "no/run: no such folder"),
+        (["config", "--config=coco"], "Did you mean --config=coco_json?"),
         (["config", "resume"], "A run goes on from the newest checkpoint"),
     ],
 )
@@ -83,7 +86,21 @@ def test_config_finds_fields_by_name_meaning_and_synonym(capsys):
     cli.main(["config", "soft nms"])
     assert "eval.soft_nms_sigma" in capsys.readouterr().out
     for width in (60, 80, 120):
-        assert max(map(len, cli.describe_fields("", width).split("\n"))) <= width
+        assert max(map(len, field_list.describe_fields("", width).split("\n"))) <= width
+
+
+def test_config_finds_all_of_several_words(capsys):
+    assert cli.main(["config", "batch", "size"]) == 0
+    assert "data.global_batch = " in capsys.readouterr().out
+
+
+def test_config_shows_the_values_of_a_recipe_or_run(capsys, tmp_path):
+    assert cli.main(["config", "learning_rate", "--config=coco_json"]) == 0
+    assert "optim.learning_rate = 0.02 in coco_json; default 0.01" in capsys.readouterr().out
+    (tmp_path / "config.json").write_text(recipe_io.recipe_to_json(Recipe()))
+    assert cli.main(["config", "num_epochs", str(tmp_path)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"in {tmp_path}; default {Recipe().optim.num_epochs!r} (float" in printed
 
 
 def test_unknown_fields_are_refused_with_our_name():

@@ -39,10 +39,18 @@ MISTAKES = {
         "--config.data.train_images=photos",
         "config.data.val_annotations is empty. Give the path, or --mode=train",
     ),
+    "no automatic size": (
+        "train photos --data.image_size=big",
+        "config.data.image_size='big': must be auto or a whole number, at least -1.",
+    ),
+    "a part of no device": (
+        "describe --config=coco_json --part=stem",
+        "--part=stem without --topology: a part is compiled for a named device",
+    ),
     "field with a typo": ("train photos --optim.num_epoch=3", "config.optim.num_epochs?"),
     "word instead of a number": (
         "train photos --optim.num_epochs=many",
-        "config.optim.num_epochs='many': must be float, at least 0.",
+        "config.optim.num_epochs='many': must be a number, at least 0.",
     ),
     "bracket missing": (
         "train photos --data.buckets=((480,640)",

@@ -121,4 +121,6 @@ def print_description(config: Recipe, workdir: epath.Path | None, checkpoint: st
       checkpoint: not read.
     """
     del checkpoint
+    place = jax.default_backend()
+    screen.say(f"compiling for {place}: one image forward, and with gradients; half a minute")
     print(describe.describe(config, workdir))
