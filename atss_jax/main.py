@@ -244,9 +244,7 @@ def _keep_length(config: ConfigDict, name: str, workdir: str, arguments: Sequenc
     given = {match[1] for match in matches if match}
     recipe = recipe_io.recipe_from_mapping(config.to_dict())
     fields, text = kept_length.of_run(recipe, name, workdir, given)
-    for field, value in fields.items():
-        group, _, field_name = field.partition(".")
-        config[group][field_name] = value
+    config.update_from_flattened_dict(fields)
     if text:
         screen.show(text, sys.stderr)
 

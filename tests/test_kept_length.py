@@ -25,7 +25,7 @@ def workdir(tmp_path):
 def test_the_length_of_the_run_is_kept_and_said(workdir):
     fields, text = kept_length.of_run(packaged(), "coco_json", workdir, {"data.root"})
     assert fields == {"optim.num_epochs": 3.0}
-    assert "keeps its length of 3 epochs (coco_json has 26 epochs)" in text
+    assert "keeps its length of 3 epoch(s) (coco_json has 26 epoch(s))" in text
 
 
 @pytest.mark.parametrize("given", ["optim.num_epochs", "optim.num_steps"])
@@ -57,5 +57,5 @@ def test_a_new_run_has_the_length_of_the_recipe(tmp_path):
 def test_the_command_line_keeps_it_when_training(workdir, flags, epochs, capsys):
     arguments = [f"--workdir={workdir}", *flags.split()]
     config = main._find_config("coco_json", arguments)
-    assert config is not None and config.optim.num_epochs == epochs
+    assert config is not None and config.to_dict()["optim"]["num_epochs"] == epochs
     assert ("keeps its length" in capsys.readouterr().err) == (epochs == 3)

@@ -58,4 +58,4 @@ def _is_packaged(name: str) -> bool:
 def _length(recipe: Recipe) -> str:
     """As messages show it."""
     optim = recipe.optim
-    return f"{optim.num_steps} steps" if optim.num_steps else f"{optim.num_epochs:g} epochs"
+    return f"{optim.num_steps} steps" if optim.num_steps else f"{optim.num_epochs:g} epoch(s)"
