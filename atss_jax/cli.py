@@ -6,32 +6,30 @@ the arguments of the other. Nothing here imports JAX, so the first line is on th
 
 import argparse
 import difflib
-import fnmatch
 import importlib
 import re
 import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import atss_jax
 from atss_jax.errors import UserError
-from atss_jax.run import given_run, mode_table, stop_signal
-from atss_jax.run.arguments import Parser
+from atss_jax.run import given_run, mode_table, refusal, stop_signal
+from atss_jax.run.arguments import HelpFormatter, Parser
 from atss_jax.run.recipe_io import default_workdir
 
 EXAMPLES = """\
 examples:
-  atss train photos                         learn from a folder of images and labels
+  atss train photos                         learn from images and labels
   atss train photos --optim.num_epochs=50   with a field of the recipe
-  atss train --config=quickstart            a recipe that brings its own data
+  atss train --config=quickstart            a recipe that brings its data
   atss eval workdirs/photos                 AP of the newest checkpoint
-  atss predict workdirs/photos a.jpg new    draw and list detections in files and folders
-  atss export workdirs/photos               files that run without this package
+  atss predict workdirs/photos a.jpg new    draw and list detections
+  atss export workdirs/photos               files without this package
   atss report workdirs/photos               one HTML page about the run
-  atss check photos                         what is in the data, and what is odd
-  atss config rate                          fields whose name or meaning has "rate"
+  atss check photos                         what is in the data, what is odd
+  atss config rate                          fields that "rate" stands in
 
 `atss COMMAND --help` shows the arguments of one command. Every field of the recipe can be given to
 train, eval, predict, export and describe as --group.field=value; `atss config` lists them.
@@ -68,18 +66,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             flags = main_flags(command, arguments[1:])
             from atss_jax.main import run_from_command_line  # the flags' library, 1 s
 
-            run_from_command_line(flags)
+            with refusal.of_console():
+                run_from_command_line(flags)
             return 0
         _check_command(command)
         parser = _parser()
         parsed = parser.parse_args(arguments)
         if parsed.command == "config":
-            print(describe_fields(parsed.pattern, shutil.get_terminal_size().columns))
+            from atss_jax.run import field_list
+
+            words, recipe, source = field_list.find_recipe(parsed.words, parsed.config)
+            width = shutil.get_terminal_size().columns
+            print(field_list.describe_fields(" ".join(words), width, recipe, source))
         else:
             parser.print_help()
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        with refusal.of_console():
+            refusal.show(error)
         return 2
 
 
@@ -95,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="atss",
         description="Object detectors with adaptive training sample selection (ATSS), in JAX.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"atss_jax {atss_jax.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -104,7 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     for name, (_, text) in TOOLS.items():
         commands.add_parser(name, help=text)
     fields = commands.add_parser("config", help="fields of the recipe: default, values, meaning")
-    fields.add_argument("pattern", nargs="?", default="", help='word, or a pattern like "optim.*"')
+    fields.add_argument(
+        "words",
+        nargs="*",
+        help='in name or meaning, or a pattern like "optim.*"; or a run\'s folder',
+    )
+    fields.add_argument("--config", help="a recipe, whose values are shown beside the defaults")
     return parser
 
 
@@ -123,7 +132,7 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
         prog=f"atss {command}",
         description=mode.help,
         epilog=f"{mode.more_help}\n{FIELDS_HELP}".strip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     for argument, help_text in mode.arguments.items():
@@ -239,42 +248,6 @@ def _with_group(flag: str) -> str:
     ('--config.optim.num_steps=5', '--lr=1')
     """
     return re.sub(r"^--(no)?(?!config\.)(?=\w+\.\w)", lambda m: f"--{m[1] or ''}config.", flag)
-
-
-def describe_fields(pattern: str, width: int) -> str:
-    """The fields of the recipe that match, with default, allowed values and meaning.
-
-    Args:
-      pattern: "" for all; a pattern over "group.field"; or words, each in the name or the meaning.
-        A word that other trainers use finds the field that it is here.
-      width: of a line, characters.
-
-    Raises:
-      UserError: no field matches.
-    """
-    from atss_jax.config import field_infos
-    from atss_jax.run.recipe_io import GROUPS, SYNONYMS, WITHOUT_FIELD
-
-    entries = []
-    wanted = SYNONYMS.get(pattern, pattern)
-    for group in GROUPS.values():
-        for info in field_infos(group):
-            name = f"{info.group}.{info.name}"
-            text = f"{name} {info.description}".lower()
-            is_named = fnmatch.fnmatch(name, wanted) or name == wanted
-            if is_named or all(word in text for word in wanted.lower().split()):
-                entries.append((name, info))
-    if not entries:
-        hint = WITHOUT_FIELD.get(pattern, "`atss config` lists all.")
-        raise UserError(f"atss config: no field matches {pattern!r}. {hint}")
-    lines = []
-    for name, info in entries:
-        lines += textwrap.wrap(
-            f"{name} = {info.default!r}  ({info.type})", width, subsequent_indent="    "
-        )
-        meaning = " ".join(info.description.split())
-        lines += textwrap.wrap(meaning, width, initial_indent="    ", subsequent_indent="    ")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

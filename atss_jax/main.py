@@ -22,7 +22,15 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from atss_jax.errors import UserError
-from atss_jax.run import given_paths, given_run, recipe_changes, recipe_files, recipe_io
+from atss_jax.run import (
+    given_paths,
+    given_run,
+    kept_length,
+    recipe_changes,
+    recipe_files,
+    recipe_io,
+    refusal,
+)
 from atss_jax.run.mode_table import MODES, READING_MODES
 from atss_jax.run.recipe import Recipe
 
@@ -64,6 +72,11 @@ def main(argv: Sequence[str]) -> None:
 
     if (_TOPOLOGY.value or flags.FLAGS["part"].present) and _MODE.value != "describe":
         raise UserError(f"--topology and --part with --mode={_MODE.value}: only for describe.")
+    if flags.FLAGS["part"].present and not _TOPOLOGY.value:
+        raise UserError(
+            f"--part={_PART.value} without --topology: a part is compiled for a named device, as "
+            "in --topology=v5e:2x2."
+        )
     given_paths.check(recipe, _MODE.value, _WORKDIR.value or "", _CHECKPOINT.value)
     if not _MODE.value.startswith("train"):
         stop_signal.uninstall()
@@ -202,11 +215,15 @@ def run_from_command_line(argv: Sequence[str] | None = None) -> None:
 
 def _find_config(name: str | None, arguments: Sequence[str]) -> ConfigDict | None:
     """The recipe that --config names, or else the workdir's; None where there is neither."""
-    if name is not None:
-        return recipe_files.load_recipe(name)
     workdir, _ = split_flag(arguments, "workdir")
+    mode, _ = split_flag(arguments, "mode")
+    if name is not None:
+        config = recipe_files.load_recipe(name)
+        if workdir and (mode or _MODE.default).startswith("train"):
+            _keep_length(config, name, workdir, arguments)
+        return config
     given_paths.check_workdir(workdir or "")
-    is_reading = split_flag(arguments, "mode")[0] in READING_MODES
+    is_reading = mode in READING_MODES
     if workdir and is_reading and "://" not in workdir:
         given_run.check_folder(Path(workdir))
     path = epath.Path(workdir or "") / "config.json"
@@ -218,6 +235,17 @@ def _find_config(name: str | None, arguments: Sequence[str]) -> ConfigDict | Non
     if any(re.match(r"--?(no)?config\.", argument) for argument in arguments):
         raise UserError(_no_config_message(workdir))
     return None
+
+
+def _keep_length(config: ConfigDict, name: str, workdir: str, arguments: Sequence[str]) -> None:
+    """Puts the length of the run in a workdir into its recipe, unless another one is given."""
+    matches = (re.match(r"--?config\.([\w.]+)", argument) for argument in arguments)
+    given = {match[1] for match in matches if match}
+    recipe = recipe_io.recipe_from_mapping(config.to_dict())
+    fields, text = kept_length.of_run(recipe, name, workdir, given)
+    config.update_from_flattened_dict(fields)
+    if text:
+        refusal.note(text)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -237,7 +265,7 @@ def _friendly(argv: Sequence[str]) -> Any:
 
 
 def _refuse(problem: Exception | str) -> NoReturn:
-    print(f"error: {problem}", file=sys.stderr)
+    refusal.show(problem)
     sys.exit(2)
 
 

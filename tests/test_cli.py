@@ -8,6 +8,8 @@ import pytest
 
 from atss_jax import cli
 from atss_jax.errors import UserError
+from atss_jax.run import field_list, recipe_io, refusal
+from atss_jax.run.recipe import Recipe
 from atss_jax.run.recipe_io import default_workdir
 
 
@@ -64,6 +66,8 @@ def test_the_folder_of_a_run_is_described(tmp_path):
         (["train"], "give a folder of data, or --config=RECIPE"),
         (["describe"], "give a folder (of data or of a run)"),
         (["config", "nothing_like_this"], "no field matches 'nothing_like_this'"),
+        (["config", "rate", "no/run"], "no/run: no such folder"),
+        (["config", "--config=coco"], "Did you mean --config=coco_json?"),
         (["config", "resume"], "A run goes on from the newest checkpoint"),
     ],
 )
@@ -82,7 +86,21 @@ def test_config_finds_fields_by_name_meaning_and_synonym(capsys):
     cli.main(["config", "soft nms"])
     assert "eval.soft_nms_sigma" in capsys.readouterr().out
     for width in (60, 80, 120):
-        assert max(map(len, cli.describe_fields("", width).split("\n"))) <= width
+        assert max(map(len, field_list.describe_fields("", width).split("\n"))) <= width
+
+
+def test_config_finds_all_of_several_words(capsys):
+    assert cli.main(["config", "batch", "size"]) == 0
+    assert "data.global_batch = " in capsys.readouterr().out
+
+
+def test_config_shows_the_values_of_a_recipe_or_run(capsys, tmp_path):
+    assert cli.main(["config", "learning_rate", "--config=coco_json"]) == 0
+    assert "optim.learning_rate = 0.02 in coco_json; default 0.01" in capsys.readouterr().out
+    (tmp_path / "config.json").write_text(recipe_io.recipe_to_json(Recipe()))
+    assert cli.main(["config", "num_epochs", str(tmp_path)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"in {tmp_path}; default {Recipe().optim.num_epochs!r} (float" in printed
 
 
 def test_unknown_fields_are_refused_with_our_name():
@@ -92,7 +110,7 @@ def test_unknown_fields_are_refused_with_our_name():
         text=True,
     )
     assert done.returncode == 2
-    assert "Did you mean --config.optim.learning_rate?" in done.stderr
+    assert "Did you mean --optim.learning_rate?" in done.stderr
 
 
 @pytest.mark.parametrize("flag", ["--version", "--help"])
@@ -113,8 +131,27 @@ def test_the_help_of_predict_shows_several_inputs(capsys):
     with pytest.raises(SystemExit):
         cli.main(["predict", "--help"])
     printed = capsys.readouterr().out
-    assert "atss predict workdirs/mine a.jpg holidays clip.mp4" in printed
+    assert "atss predict workdirs/mine a.jpg trip clip.mp4" in printed
     assert "input [input ...]" in printed and max(map(len, printed.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("command", ["", *cli.MODES, *cli.TOOLS, "config"])
+def test_help_fits_a_terminal_of_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"] if command else ["--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_an_error_is_wrapped_on_a_terminal_only(capsys, monkeypatch):
+    message = "config.optim.lr: no such field. Did you mean config.optim.learning_rate? " * 2
+    refusal.show(message)
+    assert capsys.readouterr().err == f"error: {message}\n"
+    monkeypatch.setattr("atss_jax.runtime.screen.width_of", lambda stream: 60)
+    with refusal.of_console():
+        refusal.show(message)
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 60 and lines[0].startswith("error: --optim.lr: no such field.")
 
 
 def test_check_takes_a_folder(capsys, tmp_path):

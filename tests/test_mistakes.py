@@ -16,6 +16,7 @@ import pytest
 from atss_jax.errors import UserError
 from atss_jax.run import given_paths
 from atss_jax.run.recipe_io import recipe_from_mapping
+from atss_jax.run.refusal import as_flags
 
 MAX_SECONDS = 3.0
 """CPU time of a command that fails, its start included."""
@@ -38,10 +39,18 @@ MISTAKES = {
         "--config.data.train_images=photos",
         "config.data.val_annotations is empty. Give the path, or --mode=train",
     ),
+    "no automatic size": (
+        "train photos --data.image_size=big",
+        "config.data.image_size='big': must be auto or a whole number, at least -1.",
+    ),
+    "a part of no device": (
+        "describe --config=coco_json --part=stem",
+        "--part=stem without --topology: a part is compiled for a named device",
+    ),
     "field with a typo": ("train photos --optim.num_epoch=3", "config.optim.num_epochs?"),
     "word instead of a number": (
         "train photos --optim.num_epochs=many",
-        "config.optim.num_epochs='many': must be float, at least 0.",
+        "config.optim.num_epochs='many': must be a number, at least 0.",
     ),
     "bracket missing": (
         "train photos --data.buckets=((480,640)",
@@ -237,7 +246,8 @@ def answers(tmp_path_factory) -> dict[str, Any]:
 def test_a_mistake_is_one_line_after_a_second(answers, name):
     code, text, seconds = answers[name]
     assert text.startswith("error: ") and text.count("\n") == 1, text
-    assert MISTAKES[name][1] in text
+    command, expected = MISTAKES[name]
+    assert (expected if command.startswith("main ") else as_flags(expected)) in text
     assert code == 2, "100 more says that JAX was imported"
     assert seconds < MAX_SECONDS
 

@@ -122,7 +122,7 @@ def test_full_images_are_said_and_inputs_are_never_overwritten(workdir, tmp_path
     none = {"predict.score_threshold": 0.0, "eval.max_detections": 2}
     counts = run_predict(workdir, picture, tmp_path / "out", **none)
     assert counts["detections"] == 2
-    assert "1 images hold as many boxes as may be found (eval.max_d" in capsys.readouterr().out
+    assert "1 image(s) reached the limit of 2 boxes (eval.max_d" in capsys.readouterr().out
     with pytest.raises(UserError, match="is the folder of the images"):
         run_predict(workdir, picture, tmp_path)
     assert picture.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == [
@@ -142,7 +142,7 @@ def test_folder(workdir, detector, tmp_path, capsys):
     assert (counts["images"], counts["unreadable"]) == (2, 1)
     captured = capsys.readouterr()
     assert "broken.jpg" in captured.err and "2 images" in captured.out
-    assert "images hold as many boxes" not in captured.out
+    assert "reached the limit" not in captured.out and "3/3 images" in captured.err
     drawn = media.read_image_file(output / "a.jpg")
     assert drawn.shape[0] / drawn.shape[1] == pytest.approx(90 / 130, abs=0.01)
     assert (output / "inner__b.jpg").exists()

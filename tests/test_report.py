@@ -1,5 +1,6 @@
 """The report of a run: what stands in it for detections whose mistakes are known."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -75,6 +76,16 @@ def test_head_of_an_ended_run(workdir):
     recipe = recipe_io.read_recipe(folder / "config.json")
     about = report_header.read_about(folder, recipe)
     assert about == "step 6, split val, test-time augmentation flip"
+
+
+def test_an_evaluation_of_other_data_lists_no_path_that_nobody_gave(workdir, tmp_path):
+    recipe = recipe_io.read_recipe(workdir[0] / "config.json")
+    assert recipe.data.val_annotations
+    assert report_header._with_root_of_run(workdir[0], recipe) == recipe
+    run = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root="photos"))
+    (tmp_path / "config.json").write_text(recipe_io.recipe_to_json(run))
+    shown = report_header._with_root_of_run(tmp_path, recipe).data
+    assert (shown.root, shown.train_images, shown.val_annotations) == ("photos", "", "")
 
 
 def test_the_papers_row_stands_beside_coco_alone():

@@ -12,6 +12,8 @@ import termios
 
 import pytest
 
+from atss_jax.evaluation.coco_metrics import METRICS
+from atss_jax.run.validation import summary
 from atss_jax.runtime import screen
 from atss_jax.runtime.metric_writer import Progress
 
@@ -46,18 +48,35 @@ def test_a_terminal_gets_whole_lines(columns, monkeypatch):
     texts = {name: "0.123456789" for name in ("loss", "lr", "positives", "box", "more", "and more")}
     progress.report(1000, 16, texts)
     progress.note("a word " * 30)
+    progress.close()  # nothing is open
+    progress.report(1100, 16, {})
+    progress.close()
+    progress.close()
+    screen.say("saved")
     record = logging.LogRecord(
         "x", logging.WARNING, "f.py", 1, "a warning that is long " * 9, (), None
     )
     print(screen.LineFormatter().format(record), file=stream, flush=True)
     monkeypatch.undo()
-    text = read_all(master)
+    text = read_all(master).replace("\r\n", "\n")
     stream.close()
     os.close(master)
     lines = [line.replace("\x1b[K", "") for line in text.replace("\r", "\n").split("\n")]
     assert max(map(len, lines)) <= columns
-    assert any(line.startswith("step 1000/90000") and len(line) == columns - 1 for line in lines)
+    (row,) = [line for line in lines if line.startswith("step 1000/90000")]
+    assert row.endswith(" 0.123456789") and len(row) < columns and "and more" not in row
+    assert lines[lines.index("saved") - 1].startswith("step 1100/90000")
     assert text.count("word") == 30 and "WARNING: a warning" in text
+
+
+def test_a_value_stays_beside_its_name():
+    metrics = {name: 0.5 for name in METRICS} | {"AP/traffic light": 0.25, "AP/bus": 0.5}
+    text = summary(metrics)
+    for width in range(40, 80):
+        lines = [line.strip() for line in screen.wrapped(text, width).splitlines()]
+        assert max(map(len, lines)) <= width
+        assert all(line.startswith(("AP", "AR", "traffic", "bus")) for line in lines)
+    assert "APl 0.5000  AR1 0.5000" in screen.wrapped(text, None)
 
 
 def test_a_file_gets_long_lines(monkeypatch):

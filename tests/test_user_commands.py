@@ -92,7 +92,8 @@ def run(trained, tmp_path):
 def test_evaluate_the_folder_alone(run, capsys):
     with unchanged(run, "eval"):
         assert command(f"--workdir={run}", "--mode=eval") == 0
-    assert "step 6 (last), split val, test-time augmentation none" in capsys.readouterr().out
+    expected = "step 6 (last), split val, 6 images, 16 objects, test-time augmentation none"
+    assert expected in capsys.readouterr().out
     folder = run / "eval" / "val-6-none"
     result = json.loads((folder / "result.json").read_text())
     trained = json.loads((run / "result.json").read_text())
@@ -118,13 +119,14 @@ def test_evaluate_a_third_split_with_the_best_checkpoint(run, data, capsys):
     with unchanged(run, "eval"):
         assert command(f"--workdir={run}", "--mode=eval", "--checkpoint=best", *arguments) == 0
     captured = capsys.readouterr()
-    assert f"step {best} (best), split third, test-time augmentation flip" in captured.out
+    assert f"step {best} (best), split third, 6 images, 3 objects, test-time" in captured.out
     assert "config.eval.batch_size: 8 -> 4" in captured.err
     folder = run / "eval" / f"third-{best}-flip"
     result = json.loads((folder / "result.json").read_text())
     assert (result["split"], result["step"], result["checkpoint"]) == ("third", best, "best")
     assert (result["num_images"], result["test_time_augmentation"]) == (6, "flip")
-    assert f"step {best} (best), split third" in report.make_report(folder)
+    text = report.make_report(folder)
+    assert f"step {best} (best), split third" in text and f"{data}/third.json: 6 images" in text
 
 
 @pytest.mark.parametrize(

@@ -35,9 +35,9 @@ def load_split(
     where = config.split(split)
     if config.root:
         layout = find_layout(config.root, config.val_fraction)
-        _say_once(f"data.root={config.root}: {layout}")
         name = os.path.basename(os.path.abspath(config.root))
         source = layout.train if split == "train" else layout.val
+        _say_once(f"data.root={config.root}: {layout.kind}, {split}: {source}")
         return load_source(
             source,
             name=f"{name}/{split}",

@@ -1,7 +1,7 @@
 r"""A contact sheet of augmented training batches, as the network sees them.
 
     atss browse my_data --out=batches.png
-    atss browse my_data --data.image_size=640 --augmentations "flip(0.5)" "mosaic(0.5)"
+    atss browse my_data --data.image_size=640 --augmentations "mosaic(0.5)"
     atss browse workdirs/mine
 
 Of a folder of data, the batches are those with which `atss train` would begin: image size, batch
@@ -25,7 +25,7 @@ from atss_jax.data.sources import load_split
 from atss_jax.drawing import visualize
 from atss_jax.errors import UserError
 from atss_jax.run import build, training_view
-from atss_jax.run.arguments import Parser
+from atss_jax.run.arguments import HelpFormatter, Parser
 from atss_jax.run.recipe import Recipe
 from atss_jax.structures import Batch
 
@@ -123,7 +123,7 @@ def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="atss browse",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add_source_arguments(parser)
     parser.add_argument("--out", default="batches.png", help="picture to write")

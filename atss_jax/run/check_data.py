@@ -26,7 +26,7 @@ from atss_jax.data.images import resized_size
 from atss_jax.data.plausibility import compare
 from atss_jax.drawing.palette import class_color
 from atss_jax.run import classes, training_view
-from atss_jax.run.arguments import Parser
+from atss_jax.run.arguments import HelpFormatter, Parser
 from atss_jax.run.browse_data import (
     add_source_arguments,
     load,
@@ -196,9 +196,7 @@ def figures(
 
 def main(arguments: Sequence[str]) -> int:
     """Reads, prints, writes the page; returns the exit code."""
-    parser = Parser(
-        prog="atss check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="atss check", description=__doc__, formatter_class=HelpFormatter)
     add_source_arguments(parser)
     parser.set_defaults(on_error="skip", max_bad_fraction=1.0)
     parser.add_argument("--decode", action="store_true", help="decode every image")

@@ -30,6 +30,7 @@ from atss_jax.models.detector import DetectorNetwork, init_variables
 from atss_jax.run import build, classes, predict_steps, recipe_io, validation, workdir_files
 from atss_jax.run.recipe import Recipe
 from atss_jax.run.result import Result
+from atss_jax.runtime.metric_writer import quiet_dependencies
 from atss_jax.runtime.parallel import AXIS
 from atss_jax.structures import Detections
 
@@ -96,6 +97,7 @@ class Detector:
           UserError: nothing there, no such checkpoint, weights without a recipe or classes, or of
             another network.
         """
+        quiet_dependencies()
         if isinstance(path, str) and path.startswith(hub.PREFIX):
             path = pretrained.local_path(path)
         folder = epath.Path(path)

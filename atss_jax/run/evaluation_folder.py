@@ -43,6 +43,17 @@ def split_name(config: Recipe) -> str:
     return stem or "val"
 
 
+def data_name(config: Recipe, dataset: DetectionDataset) -> str:
+    """What the evaluated data are called: the annotation file where one is named.
+
+    Args:
+      config: the recipe, with what was changed for the evaluation.
+      dataset: the evaluated set.
+    """
+    is_file = config.data.source == "coco_json" and not config.data.root
+    return config.data.val_annotations if is_file else dataset.name
+
+
 def about(config: Recipe, step: int) -> dict[str, Any]:
     """What an evaluation is of, for files: split, step, test-time augmentation."""
     return {
@@ -116,7 +127,7 @@ def write_evaluation(
     result = {
         **about(config, step),
         "checkpoint": checkpoint,
-        "data": dataset.name,
+        "data": data_name(config, dataset),
         "num_images": dataset.num_records,
         "num_detections": count,
         "metrics": known_or_none(outcome.metrics),

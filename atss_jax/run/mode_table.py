@@ -56,7 +56,7 @@ MODES = {
         },
         more_help="""\
 example:
-  atss predict workdirs/mine a.jpg holidays clip.mp4 --predict.score_threshold=0.5
+  atss predict workdirs/mine a.jpg trip clip.mp4 --predict.score_threshold=0.5
 
 A file that is named twice is looked at once. Drawings, detections.json and detections.csv go into
 the folder `predictions` of the run, or into --predict.output=FOLDER.

@@ -8,7 +8,15 @@ import jax
 from etils import epath
 
 from atss_jax.errors import UserError
-from atss_jax.run import describe, recipe_changes, step_log, stop_signal, train, workdir_files
+from atss_jax.run import (
+    describe,
+    recipe_changes,
+    refusal,
+    step_log,
+    stop_signal,
+    train,
+    workdir_files,
+)
 from atss_jax.run.mode_table import MODES
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import peers, screen, xla_flags
@@ -41,7 +49,7 @@ def run(mode: str, config: Recipe, workdir: str, checkpoint: str = "last") -> in
         code = 1
         if isinstance(error, UserError):
             code = 2
-            print(f"error: {error}", file=sys.stderr)
+            refusal.show(error)
         else:
             traceback.print_exc()
         sys.stderr.flush()
@@ -113,4 +121,6 @@ def print_description(config: Recipe, workdir: epath.Path | None, checkpoint: st
       checkpoint: not read.
     """
     del checkpoint
+    place = jax.default_backend()
+    screen.say(f"compiling for {place}: one image forward, and with gradients; half a minute")
     print(describe.describe(config, workdir))

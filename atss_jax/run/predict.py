@@ -85,15 +85,15 @@ def predict_workdir(
         f"{counts['detections']} detections with score >= {config.predict.score_threshold} in "
         f"{counts['images']} images: drawings, detections.json and detections.csv in {output}"
     )
+    for message in failed:
+        screen.show(f"skipped {message}", sys.stderr)
     limit = config.eval.max_detections
     full = sum(len(found.scores) >= limit for _, found in rows)
     if full:
         screen.show(
-            f"{full} images hold as many boxes as may be found (eval.max_detections={limit}). To "
-            f"see fewer, raise predict.score_threshold, now {config.predict.score_threshold:g}"
+            f"{full} image(s) reached the limit of {limit} boxes (eval.max_detections). To see "
+            f"fewer, raise predict.score_threshold, now {config.predict.score_threshold:g}"
         )
-    for message in failed:
-        screen.show(f"skipped {message}", sys.stderr)
     if failed and not rows:
         raise UserError(f"none of the {len(failed)} files could be read; the first: {failed[0]}")
     return counts
@@ -125,7 +125,7 @@ def _predict_files(
         drawing = output / f"{drawing_name(name, taken)}.jpg"
         visualize.save_image(drawing, draw(detector, image, found))
         rows.append((name, found))
-        report(len(rows))
+        report(len(rows) + len(failed))
     return rows, failed
 
 
@@ -216,7 +216,7 @@ def as_text(cell: str) -> str:
 
 
 def progress(total: int) -> Callable[[int], None]:
-    """A function that reports images done on stderr, at most once a second."""
+    """A function that reports images done or skipped on stderr, at most once a second."""
     start = last = time.perf_counter()
 
     def report(done: int) -> None:

@@ -131,11 +131,14 @@ def wrong_value_message(name: str, text: str) -> str:
       text: what was given.
 
     >>> wrong_value_message("optim.num_steps", "many")
-    "config.optim.num_steps='many': must be int, at least 0."
+    "config.optim.num_steps='many': must be a whole number, at least 0."
     """
     group, _, field = name.partition(".")
     types = {info.name: info.type for info in field_infos(GROUPS[group])}
-    return f"config.{name}={text!r}: must be {types[field]}."
+    wanted = re.sub(r"^float\b", "a number", re.sub(r"^int\b", "a whole number", types[field]))
+    if name in AUTO_FIELDS:
+        wanted = f"auto or {wanted}"
+    return f"config.{name}={text!r}: must be {wanted}."
 
 
 def recipe_from_mapping(values: Mapping[str, Any]) -> Recipe:

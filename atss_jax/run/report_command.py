@@ -1,11 +1,10 @@
 """`atss report`: its arguments are looked at before anything slow is imported."""
 
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
 from atss_jax.run import given_run
-from atss_jax.run.arguments import Parser
+from atss_jax.run.arguments import HelpFormatter, Parser
 
 DESCRIPTION = """\
 The report of a run that people look at: one self-contained HTML file.
@@ -24,9 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
       UserError: there is no evaluated run, or a wrong argument.
     """
-    parser = Parser(
-        prog="atss report", description=DESCRIPTION, formatter_class=RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="atss report", description=DESCRIPTION, formatter_class=HelpFormatter)
     parser.add_argument("folder", type=Path, help="a workdir, or WORKDIR/eval/NAME")
     parser.add_argument("--output", type=Path, help="default: FOLDER/report.html")
     args = parser.parse_args(arguments)

@@ -1,5 +1,6 @@
 """The head of a report: what ran, when, for how long, on what, and how its recipe differs."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from atss_jax.errors import UserError
 from atss_jax.models.detector import DetectorNetwork, init_variables
 from atss_jax.run import evaluation_folder, recipe_changes, recipe_files, recipe_io
 from atss_jax.run.recipe import Recipe
+
+PATHS = ("train_annotations", "train_images", "val_annotations", "val_images")
+"""Fields of group "data" that a folder of data stands for."""
 
 
 def header(
@@ -33,7 +37,8 @@ def header(
     data, model = recipe.data, recipe.model
     sizes = ", ".join(f"{h} x {w}" for h, w in data.buckets)
     about = [
-        ("data", f"{dataset.name}: {dataset.num_records} images, {objects} objects, "
+        ("data", f"{evaluation_folder.data_name(recipe, dataset)}: "
+                 f"{dataset.num_records} images, {objects} objects, "
                  f"{len(dataset.class_names)} classes; {num_detections} detections"),
         ("evaluated", evaluated),
         ("network", f"{model.backbone} x {model.width:g}, {_parameters(recipe, dataset):,} "
@@ -43,7 +48,7 @@ def header(
         ("weights at the start", model.init_from or "random"),
         *_result(workdir),
     ]  # fmt: skip
-    name, changes = nearest_recipe(recipe)
+    name, changes = nearest_recipe(_with_root_of_run(workdir, recipe))
     lines = [line.strip().removeprefix("config.").split(": ", 1) for line in changes]
     fields = html_page.facts([(field, change) for field, change in lines])
     return [
@@ -88,6 +93,19 @@ def nearest_recipe(recipe: Recipe) -> tuple[str, list[str]]:
         found.append((len(changes), name, changes))
     _, name, changes = min(found)
     return name, changes
+
+
+def _with_root_of_run(workdir: Path, recipe: Recipe) -> Recipe:
+    """The recipe of an evaluation with the folder of data that its run had, for its paths.
+
+    Of other data, the evaluation holds four paths that stand for the folder; nobody gave them.
+    """
+    path = workdir / "config.json"
+    root = recipe_io.read_recipe(path).data.root if path.exists() else ""
+    if recipe.data.root or not root:
+        return recipe
+    empty = dict.fromkeys(PATHS, "")
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=root, **empty))
 
 
 def _parameters(recipe: Recipe, dataset: DetectionDataset) -> int:

@@ -74,7 +74,8 @@ class StepLog:
             f"data: {self._setup.train_set.num_records} images, "
             f"{len(self._setup.train_set.class_names)} classes, "
             f"global batch {self._config.data.global_batch} in {self._config.optim.accumulate} "
-            f"part(s), {self._setup.num_steps} steps, learning rate {rate:.3g} half-way",
+            f"part(s), {self._setup.num_steps} steps, "
+            f"learning rate {rate:.3g} in the middle of the run",
             f"parameters: {count:,}, of which {sum(jax.tree.leaves(frozen)):,} frozen",
             f"programs: {len(costs)}, compiled in {seconds:.1f} s; "
             f"{flops:.3g} FLOP per step; {memory / 2**20:.0f} MiB per device",

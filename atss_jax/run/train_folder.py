@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from etils import epath
 
 from atss_jax.errors import UserError
-from atss_jax.run import recipe_files, recipe_io
+from atss_jax.run import kept_length, recipe_files, recipe_io
 from atss_jax.run.detector import Detector
 from atss_jax.run.train import train as train_recipe
+from atss_jax.runtime import screen
 from atss_jax.runtime.metric_writer import quiet_dependencies, read_rows
 
 
@@ -73,7 +75,8 @@ def train(
       folder: COCO, YOLO, Pascal VOC or Roboflow layout; "" for a recipe that brings its data.
       workdir: folder of the run; "" is workdirs/ and the name of `folder` or of the recipe.
       config: recipe, by name or path.
-      epochs: passes over the training images; None for the recipe's length.
+      epochs: passes over the training images; None for the length of the run that the folder
+        holds, or else the recipe's.
       image_size: long side of the network's input, px; None chooses it from the data.
       batch_size: images per step; 0 takes as many as fit; None for the recipe's.
       fields: further fields, as in {"optim.ema_decay": 0.99}.
@@ -97,12 +100,17 @@ def train(
         given |= {"optim.num_epochs": float(epochs), "optim.num_steps": 0}
     if batch_size is not None:
         given["data.global_batch"] = batch_size
-    for name, value in {**given, **(fields or {})}.items():
+    place = Path(workdir) if str(workdir) else recipe_io.default_workdir(str(folder) or config)
+    given |= fields or {}
+    base = recipe_io.recipe_from_mapping(values)
+    kept, text = kept_length.of_run(base, config, place, given)
+    if text:
+        screen.show(text, sys.stderr)
+    for name, value in {**kept, **given}.items():
         if name not in recipe_io.field_names():
             raise UserError(recipe_io.unknown_field_message(name))
         group, _, field = name.partition(".")
         values[group][field] = value
     recipe = recipe_io.recipe_from_mapping(values)
-    place = Path(workdir) if str(workdir) else recipe_io.default_workdir(str(folder) or config)
     train_recipe(recipe, epath.Path(place), with_evaluation=True)
     return Run(place, json.loads((place / "result.json").read_text()))

@@ -146,6 +146,7 @@ class Loop:
     def close(self) -> None:
         """Ends workers, pending saves and files."""
         with contextlib.ExitStack() as stack:  # one that fails does not keep the others open
+            stack.callback(self._progress.close)
             stack.callback(self._writer.close)
             stack.callback(self._checkpointer.close)
             if self._is_profiling:

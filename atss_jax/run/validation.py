@@ -21,6 +21,7 @@ from atss_jax.models.detector import DetectorNetwork, init_variables
 from atss_jax.run import build, classes, evaluation_folder, predict_steps, workdir_files
 from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import checkpoint, parallel, screen
+from atss_jax.runtime.screen import JOINT
 from atss_jax.training import train_step
 from atss_jax.training.train_step import TrainState
 
@@ -162,7 +163,11 @@ def evaluate_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "las
     step, variables = restore_variables(config, workdir, model, mesh, which=checkpoint)
     if jax.process_index() == 0:
         name, augmentation = evaluation_folder.split_name(config), config.eval.multiscale
-        print(f"step {step} ({checkpoint}), split {name}, test-time augmentation {augmentation}")
+        objects = "" if config.eval.format_only else f", {int(dataset.num_boxes.sum())} objects"
+        screen.show(
+            f"step {step} ({checkpoint}), split {name}, {dataset.num_records} images{objects}, "
+            f"test-time augmentation {augmentation}"
+        )
         workdir_files.make_folder(workdir / "eval", "--workdir")  # before an hour of detection
     outcome = Validation(config, model, mesh, dataset=dataset).run(variables)
     if outcome is None:
@@ -178,14 +183,19 @@ def evaluate_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "las
 
 
 def summary(metrics: Mapping[str, float]) -> str:
-    """The COCO numbers on one line, then AP by class; "-" where there was no object to find."""
+    """The COCO numbers on one line, then AP by class; "-" where there was no object to find.
+
+    For the screen: names and values are joined by `screen.JOINT`.
+    """
     known = known_or_none(metrics)
 
     def text(value: float | None, digits: int) -> str:
         return "-" if value is None else f"{value:.{digits}f}"
 
-    line = "  ".join(f"{name} {text(known[name], 4)}" for name in metric_names(known))
+    line = "  ".join(f"{name}{JOINT}{text(known[name], 4)}" for name in metric_names(known))
     classes = [
-        f"{k.removeprefix('AP/')} {text(v, 3)}" for k, v in known.items() if k.startswith("AP/")
+        f"{k.removeprefix('AP/')}{JOINT}{text(v, 3)}"
+        for k, v in known.items()
+        if k.startswith("AP/")
     ]
     return line + ("\nAP by class: " + ", ".join(classes) if classes else "")

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -223,6 +223,8 @@ class Progress:
         self._start, self._num_steps = start_step, num_steps
         self._active = is_active
         self._terminal = sys.stderr.isatty()
+        self._is_open = False
+        """Whether the last line has no end yet."""
         self._seconds = 0.0
         self._steps = 0
         self._last: tuple[int, float] = (start_step, time.monotonic())
@@ -255,9 +257,9 @@ class Progress:
         self._steps += steps
         rate = steps * batch_size / seconds
         left = (self._num_steps - step) * self._seconds / max(self._steps, 1)
-        texts = [f"step {step}/{self._num_steps}", f"{rate:.1f} images/s", f"{_clock(left)} left"]
+        texts = [f"step {step}/{self._num_steps}", f"{rate:.1f} img/s", f"{_clock(left)} left"]
         texts += [f"{name} {text}" for name, text in values.items()]
-        self._print("  ".join(texts))
+        self._print(texts)
         return rate
 
     def note(self, text: str, *, is_wrapped: bool = True) -> None:
@@ -271,15 +273,23 @@ class Progress:
             if is_wrapped:
                 text = screen.wrapped(text, screen.width_of(sys.stderr))
             screen.say(("\r\033[K" if self._terminal else "") + text)
+            self._is_open = False
 
-    def _print(self, text: str) -> None:
+    def close(self) -> None:
+        """Ends a line that would be rewritten: what others print begins on one of its own."""
+        if self._is_open:
+            screen.say("")
+            self._is_open = False
+
+    def _print(self, fields: Sequence[str]) -> None:
         if not self._active:
             return
-        if self._terminal:  # cut: a second row would stay on the screen
-            text = text[: (screen.width_of(sys.stderr) or len(text) + 1) - 1]
-            screen.say("\r\033[K" + text, end="")
-        else:
-            screen.say(text)
+        if not self._terminal:
+            screen.say(screen.row(fields, None))
+            return
+        width = screen.width_of(sys.stderr)  # of one row: a second one would stay on the screen
+        screen.say("\r\033[K" + screen.row(fields, width and width - 1), end="")
+        self._is_open = True
 
 
 def _clock(seconds: float) -> str:

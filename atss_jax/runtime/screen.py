@@ -5,10 +5,13 @@ import logging
 import os
 import sys
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 MIN_WIDTH = 40
 """A narrower terminal is taken to be so wide, characters."""
+JOINT = "\N{NO-BREAK SPACE}"
+"""Between words that stay on one line, such as a name and its value; shown as a space."""
 
 
 def width_of(stream: Any) -> int | None:
@@ -24,6 +27,8 @@ def width_of(stream: Any) -> int | None:
 def wrapped(text: str, width: int | None) -> str:
     """`text` with its lines wrapped, continuations indented by two; words are never broken.
 
+    A `JOINT` is shown as a space, but no line breaks there.
+
     Args:
       text: one line or several.
       width: of a line, characters; None leaves the text as it is.
@@ -33,12 +38,26 @@ def wrapped(text: str, width: int | None) -> str:
       side 240
     """
     if width is None:
-        return text
+        return text.replace(JOINT, " ")
     lines = []
     for line in text.split("\n"):
         indent = line[: len(line) - len(line.lstrip())]
         lines += [line] if len(line) <= width else _wrapped_line(line, width, indent + "  ")
-    return "\n".join(lines)
+    return "\n".join(lines).replace(JOINT, " ")
+
+
+def row(fields: Sequence[str], width: int | None) -> str:
+    """As many fields as one line holds, from the first on; none is cut but a first too long.
+
+    >>> row(["step 5/9", "loss 0.5123", "positives 1008"], 30)
+    'step 5/9  loss 0.5123'
+    """
+    line, *more = fields
+    for field in more:
+        if width is not None and len(line) + 2 + len(field) > width:
+            break
+        line += f"  {field}"
+    return line if width is None else line[:width]
 
 
 def show(text: str, stream: Any = None) -> None:
