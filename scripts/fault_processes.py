@@ -214,6 +214,7 @@ def terminal_closed() -> None:
     if pid == 0:
         with contextlib.suppress(BaseException):
             os.chdir(ROOT)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the run would go on
             arguments = command(workdir, here.flags, "train")
             os.execve(arguments[0], arguments, environment(here.folder))
         os._exit(99)
