@@ -145,11 +145,7 @@ def write_onnx(detector: Detector, folder: epath.Path) -> list[epath.Path]:
       UserError: the recipe asks for what ONNX files cannot hold.
       ImportError: jax2onnx or onnx is not installed.
     """
-    files = []
-    for bucket in detector.config.data.buckets:
-        model = export_onnx.detector_model(detector, bucket)
-        files.append(folder / f"detector_{bucket[0]}x{bucket[1]}.onnx")
-        write_whole(files[-1], model.SerializeToString())
+    files = _write_models(detector, folder, "detector", export_onnx.detector_model)
     describe(detector, folder, files, "onnx", OUTPUTS)
     return files
 
@@ -166,12 +162,21 @@ def write_onnx_network(detector: Detector, folder: epath.Path) -> list[epath.Pat
       UserError: a network that ONNX files cannot hold.
       ImportError: jax2onnx or onnx is not installed.
     """
+    files = _write_models(detector, folder, "network", export_onnx.network_model)
+    describe(detector, folder, files, "onnx_network", RAW_OUTPUTS)
+    return files
+
+
+def _write_models(
+    detector: Detector,
+    folder: epath.Path,
+    name: str,
+    make: Callable[[Detector, tuple[int, int]], Any],
+) -> list[epath.Path]:
     files = []
     for bucket in detector.config.data.buckets:
-        model = export_onnx.network_model(detector, bucket)
-        files.append(folder / f"network_{bucket[0]}x{bucket[1]}.onnx")
-        write_whole(files[-1], model.SerializeToString())
-    describe(detector, folder, files, "onnx_network", RAW_OUTPUTS)
+        files.append(folder / f"{name}_{bucket[0]}x{bucket[1]}.onnx")
+        write_whole(files[-1], make(detector, bucket).SerializeToString())
     return files
 
 
