@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize(
     ("jaxlib", "before", "after"),
     [
-        ("0.10.2", "--a=1", f"--a=1 {xla_flags.YNN_REDUCE_OFF}"),
+        ("0.10.2", "--a=1", f"--a=1 {xla_flags.YNN_OFF}"),
         ("0.10.2", f"{xla_flags.SWITCH}=+reduce", f"{xla_flags.SWITCH}=+reduce"),
         ("0.12.0", "--a=1", "--a=1"),
     ],

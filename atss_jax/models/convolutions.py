@@ -12,10 +12,6 @@ from jax import lax
 
 from atss_jax.typing import Array, Float
 
-MIN_CELLS_FOR_TAP_PRODUCTS = 512
-MIN_CHANNELS_FOR_TAP_PRODUCTS = 64
-"""Cells per batch, and channels, from which `_kernel_gradient_by_products` is faster; measured."""
-
 MAX_CHANNELS_FOR_PAIRS = 4
 """Channels up to which `_convolution_of_pairs` is worth it on TPUs: the image's."""
 
@@ -125,13 +121,6 @@ def _cpu_gradients(stride: int, x: Array, kernel: Array, cotangent: Array) -> tu
         padding=[(pad, pad + cells) for cells in rest],
         lhs_dilation=(stride, stride),
     )
-    num_cells = x.shape[0] * x.shape[1] * x.shape[2]
-    num_channels = min(x.shape[3], kernel.shape[3])
-    is_large = (
-        num_cells >= MIN_CELLS_FOR_TAP_PRODUCTS and num_channels >= MIN_CHANNELS_FOR_TAP_PRODUCTS
-    )
-    if is_large and pad == 1 and stride == 1:
-        return input_gradient, _kernel_gradient_by_products(x, cotangent)
     kernel_gradient = _nhwc_convolution(  # channels as batch, images as channels
         x.transpose(3, 1, 2, 0),
         cotangent.transpose(1, 2, 0, 3),
@@ -145,21 +134,6 @@ def _nhwc_convolution(x: Array, kernel: Array, **keywords: Any) -> Array:
     return lax.conv_general_dilated(
         x, kernel, (1, 1), dimension_numbers=("NHWC", "HWIO", "NHWC"), **keywords
     )
-
-
-def _kernel_gradient_by_products(x: Array, cotangent: Array) -> Array:
-    """The kernel gradient of a 3x3 convolution of stride 1 as nine matrix products.
-
-    For 8 maps of 32x40x256, XLA's CPU backend needs 0.77 s for the kernel gradient as the
-    convolution that it is, and 0.25 s for these products (CPU time, float32, jax 0.10).
-    """
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-
-    def tap(index: Array) -> Array:  # the loop bounds memory to one shifted copy of the map
-        shifted = lax.dynamic_slice(padded, (0, index // 3, index % 3, 0), x.shape)
-        return lax.dot_general(shifted, cotangent, (((0, 1, 2), (0, 1, 2)), ((), ())))
-
-    return lax.map(tap, jnp.arange(9)).reshape(3, 3, x.shape[3], cotangent.shape[3])
 
 
 _dense_convolution.defvjp(_dense_convolution_forward, _dense_convolution_backward)

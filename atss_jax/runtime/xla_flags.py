@@ -4,7 +4,9 @@ import os
 from importlib import metadata
 
 SWITCH = "--xla_cpu_experimental_ynn_fusion_type"
-YNN_REDUCE_OFF = f"{SWITCH}=-reduce"
+YNN_OFF = f"{SWITCH}="
+"""No YNN kernels at all. Its sums alone are wrong, but with the rest of it a small network's step
+is slower on that release, and a large one's no faster (docs/benchmarks.md)."""
 AFFECTED_JAXLIB = ("0.10.2",)
 """Releases tried here whose CPU backend sums wrong without a word (JAX issue 39103)."""
 
@@ -16,7 +18,7 @@ def avoid_known_miscompilations() -> None:
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if SWITCH not in flags and is_affected():
-        os.environ["XLA_FLAGS"] = f"{flags} {YNN_REDUCE_OFF}".strip()
+        os.environ["XLA_FLAGS"] = f"{flags} {YNN_OFF}".strip()
 
 
 def is_affected() -> bool:
@@ -29,9 +31,9 @@ def note() -> str | None:
     if not is_affected():
         return None
     problem = f"jaxlib {metadata.version('jaxlib')} computes some sums wrong on CPUs (JAX #39103)"
-    if YNN_REDUCE_OFF in os.environ.get("XLA_FLAGS", "").split():
-        return f"{problem}: switched off by XLA_FLAGS={YNN_REDUCE_OFF}"
+    if YNN_OFF in os.environ.get("XLA_FLAGS", "").split():
+        return f"{problem}: switched off by XLA_FLAGS={YNN_OFF}"
     return (
         f"{problem}, and XLA_FLAGS has its own {SWITCH}, which stays. Upgrade jaxlib, or use "
-        f"{YNN_REDUCE_OFF}"
+        f"{YNN_OFF}"
     )

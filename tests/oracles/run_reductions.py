@@ -1,12 +1,14 @@
 """Sums of losses, norms and gradients over the shapes of recipes; prints errors as JSON.
 
-Usage: run_reductions.py NAME..., names of recipes. Sums of one compiled program are compared with
-float64 sums of its terms, which another program computes. Two images: a device's share of 16 on 8.
+Usage: run_reductions.py [NAME...], names of recipes; none for all of them. Sums of one compiled
+program are compared with NumPy's float64 sums of its terms, which single operations compute. Two
+images: a device's share of 16 on 8.
 """
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -14,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import table_rows
+from atss_jax.configs import mini
 from atss_jax.geometry.anchors import make_grid
 from atss_jax.models import layers
 from atss_jax.models.detector import DetectorNetwork, init_variables
@@ -23,9 +27,10 @@ from atss_jax.structures import HeadOutputs, Targets
 from atss_jax.training import losses as losses_lib
 from atss_jax.training import optim
 from atss_jax.training.box_losses import BOX_LOSSES
-from atss_jax.training.loss_counts import count_normalizers
 
 BATCH = 2
+TEMPLATES = ("hardware", "mini", "paper_table8")
+"""Recipes that need an argument."""
 NUM_CLASSES = 80
 
 
@@ -47,56 +52,36 @@ def random_targets(rng: np.random.Generator, grid: Any) -> Targets:
     return Targets(*fields)
 
 
-def loss_errors(recipe: Recipe, bucket: tuple[int, int]) -> dict[str, float]:
-    """Of the three loss sums and of the counts."""
+def exact_sum(x: Any, axis: Any = None, dtype: Any = None, **_: Any) -> np.ndarray:
+    """Like `jnp.sum`, by NumPy in float64."""
+    return np.sum(np.asarray(x), axis=axis, dtype=np.float64)
+
+
+def loss_errors(recipe: Recipe, outputs: HeadOutputs, bucket: tuple[int, int]) -> dict[str, float]:
+    """Of all loss sums and counts: one program against single operations with exact sums."""
     rng = np.random.default_rng(0)
     grid = make_grid(recipe.anchors, bucket)
     losses = losses_lib.make_losses(recipe.loss, recipe.model.regression)
     targets = random_targets(rng, grid)
-
-    def maps(*extra: int) -> Any:
-        count = grid.num_per_location
-        return tuple(
-            rng.standard_normal((BATCH, h, w, count, *extra), np.float32)
-            for h, w in grid.level_shapes
-        )
-
-    center = None if recipe.model.centerness == "none" else maps()
-    outputs: Any = HeadOutputs(maps(NUM_CLASSES), maps(4), center)
+    outputs = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), outputs)
     if recipe.model.regression == "point":
         outputs = outputs._replace(box_regression=tuple(map(np.abs, outputs.box_regression)))
-    sums = jax.jit(lambda o, t: losses.sums(o, t, grid))(outputs, targets)
-    norms = jax.jit(count_normalizers)(targets)
-
-    flat = [x.reshape(BATCH, -1, NUM_CLASSES) for x in outputs.cls_logits]
-    ends = np.cumsum(grid.num_per_level)[:-1]
-    masks = np.split(targets.is_ignored, ends, 1)
-    parts = zip(flat, np.split(targets.labels, ends, 1), masks, strict=True)
-    focal = jax.jit(lambda x, y: losses_lib.focal_loss(x, y, alpha=0.25, gamma=2.0))
-    cls = sum(
-        np.sum(np.where(ignored[..., None], 0, focal(logits, labels)), dtype=np.float64)
-        for logits, labels, ignored in parts
-    )
-    of_pair = BOX_LOSSES[recipe.loss.box_loss]
-    terms = jax.jit(lambda o, t: of_pair(losses._pair(o.box_regression, t, grid)))
-    box = np.where(targets.is_positive, terms(outputs, targets), 0)
-    if losses._is_weighted(center is not None):
-        box = box * targets.centerness
-    result = {
-        "cls": error(sums.cls, np.asarray(cls)),
-        "box": error(sums.box, np.sum(box, dtype=np.float64)),
-        "positives": error(norms.num_positives, np.sum(targets.is_positive)),
-        "weight_sum": error(norms.box_weight_sum, np.sum(targets.centerness, dtype=np.float64)),
+    functions = (losses.sums, losses.count)
+    found = [jax.jit(f, static_argnums=2)(outputs, targets, grid) for f in functions]
+    with mock.patch.object(jnp, "sum", exact_sum):
+        right = [f(outputs, targets, grid) for f in functions]
+    return {
+        name: error(value, np.asarray(wanted))
+        for mine, exact in zip(found, right, strict=True)
+        for name, value, wanted in zip(mine._fields, mine, exact, strict=True)
+        if np.any(np.asarray(wanted))
     }
-    if center is not None:
-        x = np.concatenate([c.reshape(BATCH, -1) for c in center], 1).astype(np.float64)
-        entropy = np.logaddexp(0, x) - x * targets.centerness
-        result["centerness"] = error(sums.centerness, np.sum(entropy[targets.is_positive]))
-    return result
 
 
-def norm_shapes(recipe: Recipe) -> set[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(shape of the map, summed axes) of every normalisation of the recipe's network."""
+def shapes_of_network(
+    recipe: Recipe, bucket: tuple[int, int]
+) -> tuple[HeadOutputs, set[tuple[tuple[int, ...], tuple[int, ...]]]]:
+    """Shapes of the head's outputs, and (shape of the map, summed axes) of every normalisation."""
     shapes = set()
     own_sums = layers._own_sums
 
@@ -105,16 +90,15 @@ def norm_shapes(recipe: Recipe) -> set[tuple[tuple[int, ...], tuple[int, ...]]]:
         return own_sums(x, mask, axes)
 
     network = DetectorNetwork(recipe.model, NUM_CLASSES, recipe.anchors.num_per_location)
+    images = jax.ShapeDtypeStruct((BATCH, *bucket, 3), jnp.float32)
+    sizes = jax.ShapeDtypeStruct((BATCH, 2), jnp.int32)
     with mock.patch.object(layers, "_own_sums", record):
-        for bucket in recipe.data.buckets:
-            variables = jax.eval_shape(lambda b=bucket: init_variables(network, b, 0))
-            images = jax.ShapeDtypeStruct((BATCH, *bucket, 3), jnp.float32)
-            sizes = jax.ShapeDtypeStruct((BATCH, 2), jnp.int32)
-            jax.eval_shape(
-                lambda v, i, s: network.apply(v, i, s, train=True, mutable=["batch_stats"]),
-                variables, images, sizes,
-            )  # fmt: skip
-    return {(shape, axes) for shape, axes in shapes if shape[0] == BATCH}
+        outputs, _ = jax.eval_shape(
+            lambda i, s: network.init_with_output(jax.random.key(0), i, s, train=True),
+            images,
+            sizes,
+        )
+    return outputs, shapes
 
 
 def norm_errors(shape: tuple[int, ...], axes: tuple[int, ...]) -> dict[str, float]:
@@ -142,28 +126,51 @@ def gradient_error(recipe: Recipe) -> dict[str, float]:
     return {"gradient_norm": error(found, np.sqrt(squares))}
 
 
-def all_errors(names: list[str]) -> Iterator[dict[str, float]]:
+def all_errors(recipes: list[Recipe]) -> Iterator[dict[str, float]]:
     """Of every different case among the recipes."""
     done: set[Any] = set()
-    for name in names:
-        recipe = recipe_io.recipe_from_mapping(recipe_files.load_recipe(name).to_dict())
-        cases: list[tuple[Callable[..., dict[str, float]], tuple[Any, ...], Any]] = [
-            *((loss_errors, (recipe, b), (recipe.loss, recipe.anchors, recipe.model.centerness, b))
-              for b in recipe.data.buckets),
-            *((norm_errors, case, case) for case in sorted(norm_shapes(recipe))),
-            (gradient_error, (recipe,), recipe.model),
-        ]  # fmt: skip
-        for function, arguments, key in cases:
-            if (function, key) not in done:
-                done.add((function, key))
-                yield function(*arguments)
+
+    def is_new(*case: Any) -> bool:
+        is_new = case not in done
+        done.add(case)
+        return is_new
+
+    for recipe in recipes:
+        if is_new("gradient", recipe.model):
+            yield gradient_error(recipe)
+        for bucket in recipe.data.buckets:
+            if not is_new("all", bucket, recipe.model, recipe.anchors, recipe.loss):
+                continue
+            outputs, norms = shapes_of_network(recipe, bucket)
+            if is_new("losses", bucket, recipe.anchors, recipe.loss, str(outputs)):
+                yield loss_errors(recipe, outputs, bucket)
+            for case in sorted(norms):
+                if is_new("norm", case):
+                    yield norm_errors(*case)
+
+
+def load(name: str) -> Recipe:
+    """A packaged recipe."""
+    return recipe_io.recipe_from_mapping(recipe_files.load_recipe(name).to_dict())
+
+
+def all_recipes() -> list[Recipe]:
+    """Every packaged recipe, every row of the tables, their miniatures, and every box loss."""
+    names = {name: None for name in recipe_files.packaged_names() if name not in TEMPLATES}
+    names |= {row.config: None for row in table_rows.ROWS}
+    recipes = [load(name) for name in names]
+    base = load("ablations")
+    boxes = [name for name in BOX_LOSSES if name != "fcos_giou"]  # the row FCOS has that one
+    recipes += [replace(base, loss=replace(base.loss, box_loss=name)) for name in boxes]
+    return [*recipes, *(mini.shrink(recipe) for recipe in recipes)]
 
 
 def main() -> None:
     """Prints the largest error of every kind of sum and how many cases there were."""
+    recipes = [load(name) for name in sys.argv[1:]] or all_recipes()
     worst: dict[str, float] = {}
     count = 0
-    for errors in all_errors(sys.argv[1:]):
+    for errors in all_errors(recipes):
         count += 1
         worst = {k: max(worst.get(k, 0.0), errors.get(k, 0.0)) for k in {*worst, *errors}}
     print(json.dumps({"cases": count, **worst}, sort_keys=True))
