@@ -32,6 +32,9 @@ SWITCHES = {
     "vectors of 512 bits": "--xla_cpu_prefer_vector_width=512",
     "preset fast_runtime": "--xla_cpu_opt_preset=fast_runtime",
     "no fusion emitters": "--xla_cpu_use_fusion_emitters=false",
+    "scheduled for memory": "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+    "oneDNN": "--xla_cpu_use_onednn=true --xla_cpu_experimental_onednn_custom_call=true",
+    "loose products": "--xla_cpu_strict_dot_conv_math=false",
 }
 """XLA_FLAGS by name. As installed: what the package sets by itself, or nothing."""
 

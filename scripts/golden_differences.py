@@ -29,7 +29,6 @@ FILES = (
     "test_boxes.py",
     "test_nms.py",
     "test_trajectory.py",
-    "test_train_step.py",
 )
 KINDS = ("default", "quick")
 

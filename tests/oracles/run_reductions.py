@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import table_rows
-from atss_jax.configs import mini
 from atss_jax.geometry.anchors import make_grid
 from atss_jax.models import layers
 from atss_jax.models.detector import DetectorNetwork, init_variables
@@ -158,11 +157,11 @@ def all_recipes() -> list[Recipe]:
     """Every packaged recipe, every row of the tables, their miniatures, and every box loss."""
     names = {name: None for name in recipe_files.packaged_names() if name not in TEMPLATES}
     names |= {row.config: None for row in table_rows.ROWS}
-    recipes = [load(name) for name in names]
+    shallow = {f"mini:{row.config}": None for row in table_rows.ROWS if row.table != "8"}
+    recipes = [load(name) for name in (*names, *shallow)]
     base = load("ablations")
     boxes = [name for name in BOX_LOSSES if name != "fcos_giou"]  # the row FCOS has that one
-    recipes += [replace(base, loss=replace(base.loss, box_loss=name)) for name in boxes]
-    return [*recipes, *(mini.shrink(recipe) for recipe in recipes)]
+    return [*recipes, *(replace(base, loss=replace(base.loss, box_loss=name)) for name in boxes)]
 
 
 def main() -> None:
