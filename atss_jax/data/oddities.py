@@ -56,8 +56,9 @@ def corner_boxes(dataset: DetectionDataset) -> Bool[np.ndarray, " M"]:
     """
     a = dataset.annotations
     limits = dataset.sizes[a.record][:, ::-1] + CLIP_TOLERANCE
-    fits = (a.xywh[:, 2:] <= limits).all(axis=1) & (a.xywh[:, 2:] > a.xywh[:, :2]).all(axis=1)
-    sticks_out = (a.xywh[:, :2] + a.xywh[:, 2:] > limits).any(axis=1)
+    first, second = a.xywh[:, :2], a.xywh[:, 2:]
+    fits = np.all((second <= limits) & (second > first), axis=1)
+    sticks_out = np.any(first + second > limits, axis=1)
     if not len(fits) or fits.mean() < 0.98 or sticks_out.mean() < 0.2:
         return np.zeros(len(fits), bool)
     return fits & sticks_out

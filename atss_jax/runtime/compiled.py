@@ -72,7 +72,7 @@ class CompiledByShape:
         expected: int,
         options: Mapping[str, str] | None = None,
     ):
-        self._options = dict(options or {})
+        self._options: dict[str, str | bool] = {**(options or {})}
         self._function = cast(jax.stages.Wrapped, function)
         self._expected = expected
         self._programs: dict[Any, Any] = {}
