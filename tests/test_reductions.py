@@ -1,7 +1,7 @@
-"""Every sum of losses, norms and gradients of two recipes, with XLA's default flags.
+"""Every sum of losses, norms and gradients, shapes of all recipes, with XLA's default flags.
 
 JAX issue 39103 is why: jaxlib 0.10.2 sums some shapes wrong on CPUs, one row in 32,769.
-`run_reductions.py` takes other recipes' names too.
+About six minutes of CPU time.
 """
 
 import json
@@ -19,12 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_sums_equal_float64():
     script = ROOT / "tests/oracles/run_reductions.py"
     done = subprocess.run(
-        [sys.executable, str(script), "quickstart", "coco_json"],
-        env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)},
+        [sys.executable, str(script)],
+        env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     errors = json.loads(done.stdout.splitlines()[-1])
-    assert errors.pop("cases") == 30
+    assert errors.pop("cases") > 300
     assert max(errors.values()) < 1e-5, errors
