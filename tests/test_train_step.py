@@ -1,6 +1,7 @@
 """One step: the same on one and on many devices, whole or in parts; nothing bad gets in."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jax.sharding import AxisType
 from atss_jax.data import loader
 from atss_jax.models.detector import init_variables
 from atss_jax.run import training_setup
+from atss_jax.run.ahead import costs, hlo_text
 from atss_jax.runtime import parallel
 from atss_jax.training import train_step
 from tests import tiny
@@ -96,6 +98,25 @@ def momenta_of(state):
 @pytest.mark.parametrize("devices, fsdp", [(4, False), (8, True)])
 def test_number_of_devices_does_not_matter(run, devices, fsdp):
     assert_same_training(run(1), run(devices, fsdp=fsdp))
+
+
+def test_split_parameters_are_gathered_once(folder, monkeypatch):
+    """And not for each level of the pyramid, or again in the backward pass."""
+    mesh = mesh_of(8)
+    monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
+    config = tiny.make_config(folder, run__fsdp=True, data__global_batch=8)
+    parts = training_setup.set_up(config)
+    batch = loader.batch_at(parts.train_set, parts.plan, 0, max_boxes=16)
+    step: Any = train_step.make_train_step(parts.settings, mesh, parts.shardings)
+    program = step.lower(parts.abstract_state, parallel.shard_batch(batch, mesh)).compile()
+    gathered = sum(
+        found["mib"] * 2**20
+        for found in costs.collectives(hlo_text.parse(program.as_text()))
+        if found["kind"] == "all-gather"
+    )
+    leaves = jax.tree.leaves(parts.abstract_state.params)
+    split = sum(4 * x.size for x in leaves if not x.sharding.is_fully_replicated)
+    assert 0.95 < gathered / split < 1.05
 
 
 def test_accumulation_is_the_whole_batch(run):

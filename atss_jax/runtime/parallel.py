@@ -132,7 +132,7 @@ def state_shardings(state: Any, mesh: Mesh | AbstractMesh, *, fsdp: bool) -> Any
     """Shardings of a training state: replicated, or each large array split over the devices.
 
     With `fsdp` an array is split along its largest axis that the number of devices divides
-    (ZeRO by annotations: the compiler gathers parameters where they are used and scatters
+    (ZeRO by annotations: a step gathers the parameters once, see `gather`, and scatters their
     gradients); small or indivisible arrays stay whole.
 
     Args:
@@ -149,6 +149,31 @@ def state_shardings(state: Any, mesh: Mesh | AbstractMesh, *, fsdp: bool) -> Any
         return NamedSharding(mesh, PartitionSpec(*(None,) * largest, AXIS))
 
     return jax.tree.map(sharding, state)
+
+
+def gather(params: Any, shardings: Any, dtype: Any) -> Any:
+    """Parameters that a step computes with: arrays that are split are brought together, once.
+
+    Left to itself, a compiler gathers a kernel again for every level of the pyramid and for the
+    backward pass, or splits convolutions by channels: nine times the bytes on a TPU v5e.
+
+    Args:
+      params: tree of float32 arrays.
+      shardings: of each, or None: nothing is split.
+      dtype: what the network computes in. Split arrays travel in it; all of them are kernels,
+        which the network brings to that type anyway.
+    """
+    if shardings is None:
+        return params
+
+    def whole(x: Any, sharding: NamedSharding) -> Any:
+        if sharding.is_fully_replicated:
+            return x
+        narrow = jax.lax.with_sharding_constraint(x.astype(dtype), sharding)
+        narrow = jax.lax.optimization_barrier(narrow)  # else some travel as float32
+        return jax.lax.with_sharding_constraint(narrow, replicated(sharding.mesh))
+
+    return jax.tree.map(whole, params, shardings)
 
 
 def broadcast_text(text: str) -> str:

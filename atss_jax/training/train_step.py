@@ -125,7 +125,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         with precision.of_network(settings.model.compute_dtype, parallel.platform_of(mesh)):
-            return train_step(settings, mesh, state, batch)
+            return train_step(settings, mesh, state, batch, shardings.params)
 
     return jax.jit(
         step,
@@ -136,7 +136,11 @@ def make_train_step(
 
 
 def train_step(
-    settings: StepSettings, mesh: Mesh | None, state: TrainState, batch: Batch
+    settings: StepSettings,
+    mesh: Mesh | None,
+    state: TrainState,
+    batch: Batch,
+    shardings: Any = None,
 ) -> tuple[TrainState, StepMetrics]:
     """One update, to be jitted.
 
@@ -153,6 +157,7 @@ def train_step(
       mesh: the devices, or None for one device without sharding.
       state: before the update.
       batch: the global batch; a multiple of `settings.accumulate` images.
+      shardings: of the parameters; None where no array is split over the devices.
     """
     _, height, width, _ = batch.image.shape
     grid = make_grid(settings.anchors, (height, width))
@@ -191,6 +196,7 @@ def train_step(
         targets: Targets | None,
         norms: Normalizers | None,
     ) -> tuple[Array, tuple[Losses, Any]]:
+        params = parallel.gather(params, shardings, settings.model.compute_dtype)
         outputs, batch_stats = _forward(settings, params, batch_stats, batch)
         if targets is None:
             targets = assign(batch, outputs)
@@ -198,7 +204,8 @@ def train_step(
         return losses.total, (losses, batch_stats)
 
     def look_ahead(batch: Batch) -> tuple[Targets, Normalizers]:
-        outputs, _ = _forward(settings, state.params, state.batch_stats, batch)
+        params = parallel.gather(state.params, shardings, settings.model.compute_dtype)
+        outputs, _ = _forward(settings, params, state.batch_stats, batch)
         targets = assign(batch, None if is_static else outputs)
         return targets, settings.loss.count(outputs, targets, grid)
 
@@ -221,6 +228,8 @@ def train_step(
         gradients, losses, batch_stats = _accumulate(
             gradient_fn, state, _split((batch, targets), count), norms
         )
+    if shardings is not None:
+        gradients = jax.tree.map(jax.lax.with_sharding_constraint, gradients, shardings)
     return update_state(settings, state, gradients, losses, batch_stats)
 
 
