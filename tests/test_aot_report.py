@@ -85,6 +85,24 @@ def test_collectives_convolutions_and_loops(program):
     assert costs.scheduled(program)[0].part == "class tower"
 
 
+def test_an_asynchronous_collective_is_counted_once():
+    """Compilers for TPUs repeat it in every computation that runs meanwhile."""
+
+    def gather(name, channel):
+        return (
+            f"%{name} (p: bf16[16,32]) -> bf16[64,32] {{\n"
+            "  %p = bf16[16,32]{1,0:T(8,128)(2,1)} parameter(0)\n"
+            "  ROOT %all-gather = bf16[64,32]{1,0:T(8,128)(2,1)} all-gather(%p), "
+            f"channel_id={channel}, dimensions={{0}}, "
+            'backend_config={"async_collective_fusion_config":{"flag_start":"-1"}}\n}\n\n'
+        )
+
+    text = "HloModule step\n\n" + gather("begin", 7) + gather("meanwhile", 7) + gather("next", 8)
+    (found,) = costs.collectives(hlo_text.parse(text))
+    assert (found["operations"], found["asynchronous"]) == (2, True)
+    assert found["mib"] == 2 * 64 * 32 * 2 / 2**20
+
+
 def test_gpu_programs_have_no_times():
     assert figures(topology="h100:8")["modelled_ms"] is None
 

@@ -154,8 +154,8 @@ def state_shardings(state: Any, mesh: Mesh | AbstractMesh, *, fsdp: bool) -> Any
 def gather(params: Any, shardings: Any, dtype: Any) -> Any:
     """Parameters that a step computes with: arrays that are split are brought together, once.
 
-    Left to itself, a compiler gathers a kernel again for every level of the pyramid and for the
-    backward pass, or splits convolutions by channels: nine times the bytes on a TPU v5e.
+    Left to itself, a compiler gathers kernels again for the backward pass, and some split
+    convolutions by channels: more than twice the bytes (docs/performance.md).
 
     Args:
       params: tree of float32 arrays.

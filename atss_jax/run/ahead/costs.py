@@ -139,8 +139,13 @@ def _part(each: Instruction, source: str) -> str:
 
 
 def collectives(program: HloProgram) -> list[dict[str, Any]]:
-    """Collectives by kind, element type, and whether asynchronous; MiB are of one device."""
+    """Collectives by kind, element type, and whether asynchronous; MiB are of one device.
+
+    Compilers for TPUs write an asynchronous one several times, at its start and into what runs
+    meanwhile, always with the same channel; it counts once.
+    """
     groups: dict[tuple[str, str, bool], list[int]] = {}
+    seen: set[tuple[Any, ...]] = set()
     for instructions in program.computations.values():
         for each in instructions:
             base = each.opcode.removesuffix("-start")
@@ -151,6 +156,12 @@ def collectives(program: HloProgram) -> list[dict[str, Any]]:
             arrays = each.results
             if is_start and len(arrays) == 2 * len(each.operands):  # (inputs, outputs)
                 arrays = arrays[len(arrays) // 2 :]
+            channel = re.search(r"channel_id=(\d+)", each.text)
+            if is_async and channel:
+                shapes = tuple((a.type, a.shape) for a in arrays)
+                if (base, channel[1], shapes) in seen:
+                    continue
+                seen.add((base, channel[1], shapes))
             types = {a.type for a in arrays}
             for kind in types:
                 total = groups.setdefault((base, kind, is_async), [0, 0, 0])
