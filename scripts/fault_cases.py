@@ -3,7 +3,6 @@
 Each is a function that raises AssertionError, or a kind of it from `fault_damage`, where it fails.
 """
 
-import contextlib
 import errno
 import json
 import os
@@ -85,22 +84,35 @@ def lock_lost(change: Callable[[Path], Any]) -> None:
 
 
 def two_starts() -> None:
-    """Of eight starts at once over a dead lock, one gets the workdir."""
+    """Of eight starts at once over a dead lock, one gets the workdir; it waits until all tried."""
     with tempfile.TemporaryDirectory() as name:
         dead = {"host": socket.gethostname(), "pid": 2**22 + 1, "time": 0}
         (Path(name) / "run.lock").write_text(json.dumps(dead))
+        (read_outcome, write_outcome), (wait_end, release_end) = os.pipe(), os.pipe()
         children = []
         for _ in range(8):
             child = os.fork()
             if child == 0:
-                code = 1
-                with contextlib.suppress(UserError), workdir_lock.hold(epath.Path(name)):
-                    time.sleep(1.0)
-                    code = 0
-                os._exit(code)
+                os.close(release_end)
+                outcome = b"!"  # any other error
+                try:
+                    with workdir_lock.hold(epath.Path(name)):
+                        outcome = b""
+                        os.write(write_outcome, b"1")
+                        os.read(wait_end, 1)  # returns when the parent closes its end
+                except UserError:
+                    outcome = b"0"
+                finally:
+                    os.write(write_outcome, outcome)
+                    os._exit(0)
             children.append(child)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        assert codes.count(0) == 1, codes
+        outcomes = b"".join(os.read(read_outcome, 1) for _ in children)
+        os.close(release_end)
+        for child in children:
+            os.waitpid(child, 0)
+        for end in (read_outcome, write_outcome, wait_end):
+            os.close(end)
+        assert sorted(outcomes) == sorted(b"00000001"), outcomes
 
 
 def damaged_rows(change: Callable[[list[bytes]], list[bytes]], kept: int, is_said: bool) -> None:
