@@ -1,5 +1,6 @@
 """What the rest of the package knows of a backbone: strides, stages, names of parameters."""
 
+import abc
 import re
 from collections.abc import Mapping
 from typing import ClassVar
@@ -18,7 +19,7 @@ STEM = 1
 """Number of the stem among the stages; the stage of Cn has the number n."""
 
 
-class Backbone(nn.Module):
+class Backbone(nn.Module, abc.ABC):
     """Base of the backbones.
 
     A subclass names its submodules and parameters `stem...` in the stem and `layer1...` to
@@ -28,6 +29,7 @@ class Backbone(nn.Module):
     strides: ClassVar[tuple[int, ...]] = (4, 8, 16, 32)
     """Of the maps that a call returns, px; the FPN needs 8, 16 and 32 among them."""
 
+    @abc.abstractmethod
     def __call__(
         self, images: Float[Array, "B H W 3"], masks: Masks | None = None, *, train: bool = False
     ) -> tuple[Float[Array, "B _h _w _C"], ...]:
@@ -38,7 +40,6 @@ class Backbone(nn.Module):
           masks: own cells of the maps inside, None for all.
           train: batch norm uses batch statistics.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not say how images become maps")
 
     @staticmethod
     def stage_of(path: tuple[str, ...]) -> int:
