@@ -152,10 +152,11 @@ def state_shardings(state: Any, mesh: Mesh | AbstractMesh, *, fsdp: bool) -> Any
 
 
 def gather(params: Any, shardings: Any, dtype: Any) -> Any:
-    """Parameters that a step computes with: arrays that are split are brought together, once.
+    """Parameters to compute with: arrays that are split are brought together, once per call.
 
     Left to itself, a compiler gathers kernels again for the backward pass, and some split
-    convolutions by channels: more than twice the bytes (docs/performance.md).
+    convolutions by channels: more than twice the bytes (docs/performance.md). A step calls this
+    for each micro-batch, so `optim.accumulate` multiplies the bytes.
 
     Args:
       params: tree of float32 arrays.
