@@ -77,6 +77,9 @@ UNLESS_CHANGED: dict[str, dict[str, Any]] = {
 """Fields that a miniature has where the recipe has the paper's value."""
 
 
+DYNAMIC_BLOCKS = 2
+"""Of a recipe with dynamic blocks instead of towers, which are a quarter as deep here."""
+
 LENGTHS = {"assigner": ("warmup_steps",)}
 """Fields that count steps of the run, which shrink with it."""
 
@@ -101,6 +104,8 @@ def shrink(recipe: Recipe) -> Recipe:
         for field in LENGTHS.get(name, ()):
             if getattr(group, field, 0):
                 values[field] = round(getattr(group, field) / base.optim.num_steps * NUM_STEPS)
+        if name == "model" and group.dynamic_blocks:
+            values["dynamic_blocks"] = DYNAMIC_BLOCKS
         if name == "data" and group.train_short_sides:
             values["train_short_sides"] = _scaled(group.train_short_sides, before.short_side)
         groups[name] = replace(group, **values)

@@ -202,6 +202,7 @@ PARTS = (
     ("varifocal loss", "vfl", ATSS, _QUALITY),
     ("star-shaped refinement", "star", ATSS, _STAR),
     ("both: VFNet", "vfnet", ATSS, (*_QUALITY, *_STAR)),
+    ("dynamic head", "dynamic", ATSS, ("model.dynamic_blocks", "model.head_convs")),
     ("task-aligned after ATSS", "tal", ATSS, ("assigner.name", "assigner.warmup_steps")),
     ("torchvision's modern recipe", "r50_v2", ATSS, _MODERN),
     ("large-scale jitter", "lsj", ATSS, ("data.augmentations",)),
