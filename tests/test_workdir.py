@@ -17,6 +17,7 @@ from atss_jax.run import (
     recipe_changes,
     recipe_io,
     train_data,
+    validation,
 )
 from atss_jax.run import workdir_files as files
 from atss_jax.run.recipe import Recipe
@@ -241,6 +242,15 @@ def test_each_evaluation_has_a_folder(tmp_path):
     test_dev = changed(base, data__val_annotations="image_info_test-dev2017.json")
     assert choose(test_dev) == "test-dev2017-6-none"
     assert choose(BASE) == "validation-6-none"
+
+
+@pytest.mark.parametrize("source", ["tfds", "array_record", "coco_json"])
+def test_an_evaluation_reads_the_files_that_it_names(source):
+    run = dataclasses.replace(BASE.data, source=source)
+    assert validation.evaluated_data(run, {"eval.batch_size"}) == run
+    named = dataclasses.replace(run, val_annotations="new.json", val_images="new")
+    read = validation.evaluated_data(named, {"data.val_annotations", "data.val_images"})
+    assert read == dataclasses.replace(named, source="coco_json")
 
 
 def test_what_the_run_chose_stands_where_a_command_says_auto():

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from atss_jax.data import images, loader, sources
+from atss_jax.data.config import DataConfig
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.evaluation import passes
 from atss_jax.evaluation.coco_metrics import known_or_none, metric_names
@@ -150,9 +151,7 @@ def evaluate_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "las
     """
     build.join(config)
     changed = {change.name for change in workdir_files.open_workdir(config, workdir)}
-    if config.data.root and changed & {"data.val_annotations", "data.val_images"}:
-        # the files that are named now, not the split that was found below the folder
-        config = dataclasses.replace(config, data=sources.without_root(config.data))
+    config = dataclasses.replace(config, data=evaluated_data(config.data, changed))
     mesh = build.make_mesh(config)
     dataset = build.load_dataset(config, "val")
     trained = classes.read_classes(workdir)
@@ -180,6 +179,20 @@ def evaluate_workdir(config: Recipe, workdir: epath.Path, checkpoint: str = "las
             files = f"{folder}: result.json, detections.json, pictures"
             screen.show(f"{summary(outcome.metrics)}\n{files}")
     return outcome
+
+
+def evaluated_data(data: DataConfig, changed: Collection[str]) -> DataConfig:
+    """Where an evaluation reads: files that its command names count, whatever the run read.
+
+    Args:
+      data: of the run, with what the command changed.
+      changed: "group.field" of what it changed.
+    """
+    if not {"data.val_annotations", "data.val_images"} & set(changed):
+        return data
+    if data.root:  # otherwise the split that was found below the folder
+        return sources.without_root(data)
+    return dataclasses.replace(data, source="coco_json")
 
 
 def summary(metrics: Mapping[str, float]) -> str:
