@@ -15,9 +15,10 @@ from pathlib import Path
 
 import atss_jax
 from atss_jax.errors import UserError
-from atss_jax.run import given_run, mode_table, refusal, stop_signal
+from atss_jax.run import given_run, mode_table, stop_signal
 from atss_jax.run.arguments import HelpFormatter, Parser
 from atss_jax.run.recipe_io import default_workdir
+from atss_jax.runtime import screen
 
 EXAMPLES = """\
 examples:
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             flags = main_flags(command, arguments[1:])
             from atss_jax.main import run_from_command_line  # the flags' library, 1 s
 
-            with refusal.of_console():
+            with screen.of_console():
                 run_from_command_line(flags)
             return 0
         _check_command(command)
@@ -82,8 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.print_help()
         return 0
     except UserError as error:
-        with refusal.of_console():
-            refusal.show(error)
+        with screen.of_console():
+            screen.show_error(error)
         return 2
 
 

@@ -29,10 +29,10 @@ from atss_jax.run import (
     recipe_changes,
     recipe_files,
     recipe_io,
-    refusal,
 )
 from atss_jax.run.mode_table import MODES, READING_MODES
 from atss_jax.run.recipe import Recipe
+from atss_jax.runtime import screen
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _MODE = flags.DEFINE_enum("mode", "train_and_eval", tuple(MODES), "What to do.")
@@ -245,7 +245,7 @@ def _keep_length(config: ConfigDict, name: str, workdir: str, arguments: Sequenc
     fields, text = kept_length.of_run(recipe, name, workdir, given)
     config.update_from_flattened_dict(fields)
     if text:
-        refusal.note(text)
+        screen.show(text, sys.stderr)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -265,7 +265,7 @@ def _friendly(argv: Sequence[str]) -> Any:
 
 
 def _refuse(problem: Exception | str) -> NoReturn:
-    refusal.show(problem)
+    screen.show_error(problem)
     sys.exit(2)
 
 

@@ -1,5 +1,6 @@
 """The console command: what it makes of its arguments, what it says, and that it is quick."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,10 @@ import pytest
 
 from atss_jax import cli
 from atss_jax.errors import UserError
-from atss_jax.run import field_list, recipe_io, refusal
+from atss_jax.run import field_list, recipe_io
 from atss_jax.run.recipe import Recipe
 from atss_jax.run.recipe_io import default_workdir
+from atss_jax.runtime import screen
 
 
 @pytest.mark.parametrize(
@@ -145,13 +147,24 @@ def test_help_fits_a_terminal_of_80_columns(command, capsys, monkeypatch):
 
 def test_an_error_is_wrapped_on_a_terminal_only(capsys, monkeypatch):
     message = "config.optim.lr: no such field. Did you mean config.optim.learning_rate? " * 2
-    refusal.show(message)
+    screen.show_error(message)
     assert capsys.readouterr().err == f"error: {message}\n"
     monkeypatch.setattr("atss_jax.runtime.screen.width_of", lambda stream: 60)
-    with refusal.of_console():
-        refusal.show(message)
+    with screen.of_console():
+        screen.show_error(message)
     lines = capsys.readouterr().err.splitlines()
     assert max(map(len, lines)) <= 60 and lines[0].startswith("error: --optim.lr: no such field.")
+
+
+def test_the_console_command_names_fields_as_its_flags_in_every_line(capsys):
+    record = logging.LogRecord("", logging.WARNING, "", 0, "config.run.seed: ignored", None, None)
+    screen.show("other than in w: config.run.seed: 0 -> 1")
+    assert "in w: config.run.seed: 0" in capsys.readouterr().out
+    assert screen.LineFormatter().format(record) == "WARNING: config.run.seed: ignored"
+    with screen.of_console():
+        screen.show("other than in w: config.run.seed: 0 -> 1")
+        assert screen.LineFormatter().format(record) == "WARNING: --run.seed: ignored"
+    assert capsys.readouterr().out == "other than in w: --run.seed: 0 -> 1\n"
 
 
 def test_check_takes_a_folder(capsys, tmp_path):

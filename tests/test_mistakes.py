@@ -16,7 +16,7 @@ import pytest
 from atss_jax.errors import UserError
 from atss_jax.run import given_paths
 from atss_jax.run.recipe_io import recipe_from_mapping
-from atss_jax.run.refusal import as_flags
+from atss_jax.runtime.screen import as_flags
 
 MAX_SECONDS = 3.0
 """CPU time of a command that fails, its start included."""

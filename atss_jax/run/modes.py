@@ -11,7 +11,6 @@ from atss_jax.errors import UserError
 from atss_jax.run import (
     describe,
     recipe_changes,
-    refusal,
     step_log,
     stop_signal,
     train,
@@ -49,7 +48,7 @@ def run(mode: str, config: Recipe, workdir: str, checkpoint: str = "last") -> in
         code = 1
         if isinstance(error, UserError):
             code = 2
-            refusal.show(error)
+            screen.show_error(error)
         else:
             traceback.print_exc()
         sys.stderr.flush()

@@ -1,17 +1,45 @@
-"""Lines for people: wrapped at the width of a terminal, left alone in files and pipes."""
+"""Lines for people: wrapped at the width of a terminal, left alone in files and pipes.
+
+They name a field as `config.optim.num_epochs`, as Python and `atss_jax.main` do; the console
+command, whose flags are shorter, shows it as `--optim.num_epochs`.
+"""
 
 import contextlib
 import logging
 import os
+import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 MIN_WIDTH = 40
 """A narrower terminal is taken to be so wide, characters."""
 JOINT = "\N{NO-BREAK SPACE}"
 """Between words that stay on one line, such as a name and its value; shown as a space."""
+
+
+_is_console = False
+
+
+@contextlib.contextmanager
+def of_console() -> Generator[None, None, None]:
+    """Within, fields are named as the flags of `atss`."""
+    global _is_console
+    before, _is_console = _is_console, True
+    try:
+        yield
+    finally:
+        _is_console = before
+
+
+def as_flags(text: str) -> str:
+    """A message with its fields as flags of `atss`.
+
+    >>> as_flags("config.optim.lr: no such field. See docs/config.md and w/config.json.")
+    '--optim.lr: no such field. See docs/config.md and w/config.json.'
+    """
+    return re.sub(r"(?<![\w./-])(?:--)?config\.(?=[a-z]+\.[a-z])", "--", text)
 
 
 def width_of(stream: Any) -> int | None:
@@ -68,7 +96,12 @@ def show(text: str, stream: Any = None) -> None:
       stream: where to; None is standard output.
     """
     output = stream or sys.stdout
-    print(wrapped(text, width_of(output)), file=output, flush=True)
+    print(wrapped(_named(text), width_of(output)), file=output, flush=True)
+
+
+def show_error(problem: Exception | str) -> None:
+    """Prints an error on stderr."""
+    show(f"error: {problem}", sys.stderr)
 
 
 def say(text: str, *, end: str = "\n") -> None:
@@ -85,7 +118,11 @@ class LineFormatter(logging.Formatter):
         text = super().format(record)
         if record.levelno >= logging.WARNING:
             text = f"{record.levelname}: {text}"
-        return wrapped(text, width_of(sys.stderr))
+        return wrapped(_named(text), width_of(sys.stderr))
+
+
+def _named(text: str) -> str:
+    return as_flags(text) if _is_console else text
 
 
 def _wrapped_line(line: str, width: int, indent: str) -> list[str]:
