@@ -22,6 +22,7 @@ def make_config(**fields) -> Recipe:
     values = {
         "data.short_side": 64, "data.max_long_side": 96, "data.buckets": ((96, 128),),
         "model.width": 0.125, "model.fpn_channels": 32, "model.head_convs": 1,
+        "model.regression": "box", "model.side_bins": 0, "optim.ema_decay": 0.0,
         "eval.batch_size": 2, "eval.max_detections": 20, "eval.pre_nms_top_k": 50,
         "eval.score_threshold": 0.0, "eval.multiscale": "none",
         **fields,

@@ -98,7 +98,7 @@ def test_config_finds_all_of_several_words(capsys):
 
 def test_config_shows_the_values_of_a_recipe_or_run(capsys, tmp_path):
     assert cli.main(["config", "learning_rate", "--config=coco_json"]) == 0
-    assert "optim.learning_rate = 0.02 in coco_json; default 0.01" in capsys.readouterr().out
+    assert "optim.learning_rate = 0.015 in coco_json; default 0.01" in capsys.readouterr().out
     (tmp_path / "config.json").write_text(recipe_io.recipe_to_json(Recipe()))
     assert cli.main(["config", "num_epochs", str(tmp_path)]) == 0
     printed = " ".join(capsys.readouterr().out.split())

@@ -115,7 +115,7 @@ def test_browse_and_check_see_what_training_sees(atss, tmp_path):
     options = ["--batches=1", "--tile_width=60"]
     printed, _ = atss("browse", *options, folder, f"--out={sheets[0]}")
     assert printed.startswith(f"as in `atss train`: {lines[0]}\n")
-    assert "1 batches of 8 images" in printed
+    assert "1 batches of 4 images" in printed
     assert lines[0] in atss("check", folder, "--data.image_size=auto")[0]
     assert "image size 64 px" in atss("check", folder, "--data.image_size=64")[0]
     run = tmp_path / "run"
