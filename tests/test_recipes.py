@@ -1,4 +1,4 @@
-"""Every recipe has the values of commit 30a6cc9, and is found without the repository."""
+"""Recipes but that for own data have the values of commit 30a6cc9; all are found from anywhere."""
 
 import json
 import subprocess
