@@ -1,5 +1,6 @@
 """Weights by name: the real client against a hub on loopback, its cache, and no network at all."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from atss_jax.models import hub, pretrained
 from atss_jax.models.config import ModelConfig
 from atss_jax.models.detector import DetectorNetwork, init_variables
 from atss_jax.models.weight_table import BACKBONES
-from atss_jax.run import pretrained_recipe
+from atss_jax.run import given_paths, pretrained_recipe, start_weights
 from tests import hub_server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,6 +112,28 @@ def test_without_the_client(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match=r"pip install 'atss_jax\[hub\]'. Or fetch https://.*main/"):
         pretrained.local_path("timm/resnet50.tv_in1k")
+
+
+@pytest.mark.parametrize("name", ["hf://me/cells/x.npz", "hf://me/cells", "me/cells@v1"])
+def test_a_run_asks_the_hub_and_no_file_system_for_a_name(name, monkeypatch, tmp_path):
+    file = tmp_path / "x.npz"
+    np.savez(file, a=np.arange(3.0))
+    asked = []
+    monkeypatch.setattr(hub, "fetch", lambda name, file_, option: asked.append(name) or file)
+    source = start_weights._read(name)
+    assert asked == [hub.parse_name(name)] and source.arrays["a"].tolist() == [0, 1, 2]
+
+
+def test_a_missing_client_is_found_before_anything_slow(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    recipe = coco_json.recipe()
+    for name in ("hf://me/cells/x.npz", "timm/resnet50.tv_in1k"):
+        model = dataclasses.replace(recipe.model, init_from=name)
+        data = dataclasses.replace(recipe.data, source="tfds")
+        with pytest.raises(UserError, match=r"pip install 'atss_jax\[hub\]'"):
+            given_paths.check(
+                dataclasses.replace(recipe, model=model, data=data), "train", str(tmp_path)
+            )
 
 
 @pytest.mark.slow

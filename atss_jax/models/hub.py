@@ -6,6 +6,7 @@ HF_HUB_OFFLINE, HF_HOME, HF_ENDPOINT, HF_TOKEN.
 """
 
 import hashlib
+import importlib.util
 import logging
 import os
 import re
@@ -72,6 +73,15 @@ def is_hub_name(text: str | os.PathLike[str], suffixes: tuple[str, ...] = ()) ->
     return is_name and not text.endswith(suffixes or ("/",)) and not os.path.exists(text)
 
 
+def check_client(name: HubName, file: str, *, option: str) -> None:
+    """Raises UserError where the hub's client is not installed; the arguments are `fetch`'s."""
+    if importlib.util.find_spec("huggingface_hub") is None:
+        raise UserError(
+            f"{name.repository} is a name of the hub, which needs pip install 'atss_jax[hub]'. Or "
+            f"fetch {name.address(file)} and give its path to {option}."
+        )
+
+
 def fetch(name: HubName, file: str, *, option: str) -> Path:
     """The local path of a file, from the cache or the hub; its SHA-256 is compared with the hub's.
 
@@ -84,14 +94,10 @@ def fetch(name: HubName, file: str, *, option: str) -> Path:
       UserError: no client, no such repository, revision or file, no network and no cached file, or
         a digest that is not the hub's.
     """
-    try:
-        import huggingface_hub  # pyright: ignore[reportMissingImports]
-        from huggingface_hub import errors  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError(
-            f"{name.repository} is a name of the hub, which needs pip install 'atss_jax[hub]'. Or "
-            f"fetch {name.address(file)} and give its path to {option}."
-        ) from error
+    check_client(name, file, option=option)
+    import huggingface_hub  # pyright: ignore[reportMissingImports]
+    from huggingface_hub import errors  # pyright: ignore[reportMissingImports]
+
     try:
         path = Path(huggingface_hub.hf_hub_download(name.repository, file, revision=name.revision))
     except errors.GatedRepoError as error:

@@ -100,6 +100,10 @@ def _check_weights(path: str) -> None:
     from atss_jax.models import hub
 
     local = os.path.expanduser(path)
+    if hub.is_hub_name(path, WEIGHT_SUFFIXES) and not path.startswith("workdirs/"):
+        name = hub.parse_name(path)
+        hub.check_client(name, name.file or hub.WEIGHTS_FILE, option="config.model.init_from")
+        return
     if not path or _is_remote(path):
         return
     if os.path.isdir(local):
@@ -108,11 +112,9 @@ def _check_weights(path: str) -> None:
                 f"config.model.init_from={path!r}: a folder without config.json. {_WEIGHTS_HINT}"
             )
     elif not os.path.exists(local):
-        is_name = hub.is_hub_name(path, WEIGHT_SUFFIXES) and not path.startswith("workdirs/")
-        if not is_name:
-            raise MissingFileError(
-                f"config.model.init_from={path!r}: no such file or folder. {_WEIGHTS_HINT}"
-            )
+        raise MissingFileError(
+            f"config.model.init_from={path!r}: no such file or folder. {_WEIGHTS_HINT}"
+        )
 
 
 def _check_input(predict: PredictConfig, workdir: str) -> None:
