@@ -79,7 +79,7 @@ def answer(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         values = bench_train.read_recipe(options.config, options.set)
         bench_train.use_synthetic_images(values, Path(folder))
-        training = bench_train.OurTraining(values, Path(folder))
+        training = bench_train.OurTraining(values, Path(folder), with_warm=False)
         try:
             for line in sys.stdin:
                 print(json.dumps(training.run(int(line))), flush=True)
