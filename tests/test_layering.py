@@ -29,8 +29,8 @@ SEES = {
         *("runtime", "drawing", "training", "evaluation"),
     },
     "configs": {"run"},
-    "main": {"run"},
-    "cli": {"main", "run", "config"},
+    "main": {"run", "runtime"},
+    "cli": {"main", "run", "runtime", "config"},
 }
 """Room -> the rooms that it may import from, beside itself. Only `run` sees a whole recipe."""
 
