@@ -16,7 +16,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import bench_train
 from torchvision_training import TorchvisionTraining
@@ -87,26 +89,46 @@ def answer(options: argparse.Namespace) -> None:
             training.close()
 
 
+def start(runs: Mapping[str, tuple[str, list[str]]]) -> dict[str, Worker]:
+    """Workers by name, each compiled; one after the other: together they would take all memory.
+
+    Args:
+      runs: name -> (XLA_FLAGS, arguments) of a `Worker`.
+    """
+    workers = {}
+    for name, (flags, arguments) in runs.items():
+        workers[name] = Worker(flags, arguments)
+        workers[name].run(2)
+        print(f"compiled: {name}", file=sys.stderr, flush=True)
+    return workers
+
+
+def take_turns(runs: Mapping[str, Any], steps: int, rounds: int) -> dict[str, list[list[float]]]:
+    """Seconds of steps by name and turn: a few of each in every round.
+
+    Args:
+      runs: with a method `run(steps)`, such as `Worker`s.
+      steps: of a turn.
+      rounds: turns of each.
+    """
+    turns: dict[str, list[list[float]]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            turns[name].append(run.run(steps))
+    return turns
+
+
 def measure(options: argparse.Namespace, arguments: list[str]) -> dict[str, dict]:
     """Median ms of a step for each set of switches."""
     names = options.only or list(SWITCHES)
-    workers = {}
-    for name in names:  # one after the other: compiling together would take all memory
-        workers[name] = Worker(SWITCHES[name], arguments)
-        workers[name].run(2)
-        print(f"compiled: {name}", file=sys.stderr, flush=True)
+    workers = start({name: (SWITCHES[name], arguments) for name in names})
     rival = None
     if options.torchvision:
         values = bench_train.read_recipe(options.config, options.set)["data"]
         height, width = values["buckets"][0]
         rival = TorchvisionTraining(options.torchvision, (height, width), values["global_batch"])
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    seconds |= {"torchvision FCOS R-50": []} if rival else {}
-    for _ in range(options.rounds):
-        for name, worker in workers.items():
-            seconds[name] += worker.run(options.steps)
-        if rival:
-            seconds["torchvision FCOS R-50"] += rival.run(options.steps)
+    runs = workers | ({"torchvision FCOS R-50": rival} if rival else {})
+    turns = take_turns(runs, options.steps, options.rounds)
     problems = {name: worker.close() for name, worker in workers.items()}
     if rival:
         rival.close()
@@ -116,7 +138,7 @@ def measure(options: argparse.Namespace, arguments: list[str]) -> dict[str, dict
             "fastest_ms": 1000 * min(times) if times else None,
             "problem": problems.get(name, ""),
         }
-        for name, times in seconds.items()
+        for name, times in ((name, sum(turn, [])) for name, turn in turns.items())
     }
 
 

@@ -1,7 +1,7 @@
 r"""The training steps of several recipes, in turns, against the first.
 
     python scripts/bench_recipes.py ablations beyond:qfl beyond:gfl beyond:vfnet
-    python scripts/bench_recipes.py mini:ablations mini:beyond:tal --set run.seed=1
+    python scripts/bench_recipes.py mini:ablations mini:beyond:tal --set data.global_batch=8
 
 Recipes are named as after --config=, without a miniature's folder: "mini:beyond:qfl" is
 configs/mini.py:beyond:qfl. Each has a process that compiles its step for noise images and then
@@ -12,10 +12,9 @@ is JSON.
 import argparse
 import json
 import statistics
-import sys
 
+import bench_flags
 import bench_train
-from bench_flags import Worker
 
 
 def config_file(name: str) -> str:
@@ -37,16 +36,11 @@ def measure(names: list[str], changes: list[str], steps: int, rounds: int) -> di
       Name -> "step_ms" (median), "fastest_ms", "ratio" (median over the turns of its mean step over
       the base's in the same turn), or "problem".
     """
-    workers = {}
-    for name in names:  # one after the other: compiling together would take all memory
-        arguments = [f"--config={config_file(name)}", *(["--set", *changes] if changes else [])]
-        workers[name] = Worker("", arguments)
-        workers[name].run(2)
-        print(f"compiled: {name}", file=sys.stderr, flush=True)
-    turns: dict[str, list[list[float]]] = {name: [] for name in names}
-    for _ in range(rounds):
-        for name, worker in workers.items():
-            turns[name].append(worker.run(steps))
+    shared = ["--set", *changes] if changes else []
+    workers = bench_flags.start(
+        {name: ("", [f"--config={config_file(name)}", *shared]) for name in names}
+    )
+    turns = bench_flags.take_turns(workers, steps, rounds)
     problems = {name: worker.close() for name, worker in workers.items()}
     results = {}
     for name, times in turns.items():

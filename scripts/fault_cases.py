@@ -9,14 +9,11 @@ import os
 import signal
 import socket
 import tempfile
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import jax
 import jax.numpy as jnp
 from etils import epath
 
@@ -26,7 +23,6 @@ from atss_jax.errors import UserError
 from atss_jax.evaluation.coco_metrics import coco_metrics
 from atss_jax.run import preflight, stop_signal, workdir_files, workdir_lock
 from atss_jax.run.recipe_io import recipe_from_mapping
-from atss_jax.runtime import parallel, peers
 from atss_jax.runtime.checkpoint import Checkpointer
 from atss_jax.runtime.metric_writer import JsonLines, read_rows
 from atss_jax.training.train_step import TrainState
@@ -43,6 +39,7 @@ from fault_damage import (
     missing,
     refused,
 )
+from fault_peers import lost_peer, port_in_use, processes
 
 Case = tuple[str, str, Callable[[], None]]
 """Group, name and the experiment."""
@@ -204,73 +201,6 @@ def signals(numbers: list[int], burst: float, is_interrupt: bool) -> None:
         refused(stop.check, stop_signal.Preempted)
     finally:
         stop.restore()
-
-
-class Store:
-    """A stand-in for the key-value store of a job."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, str] = {}
-
-    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
-        """As JAX's."""
-        del allow_overwrite
-        self.values[key] = value
-
-    def key_value_try_get(self, key: str) -> str:
-        """As JAX's."""
-        if key not in self.values:
-            raise RuntimeError("NOT_FOUND")
-        return self.values[key]
-
-    def blocking_key_value_get(self, key: str, milliseconds: int) -> str:
-        """As JAX's."""
-        end = time.monotonic() + milliseconds / 1000
-        while key not in self.values:
-            if time.monotonic() > end:
-                raise RuntimeError("DEADLINE_EXCEEDED")
-            time.sleep(0.01)
-        return self.values[key]
-
-
-def processes(texts: list[str], count: int, kind: type[Exception] | None) -> None:
-    """All processes of a comparison end alike."""
-    store = Store()
-    errors: list[Exception | None] = [None] * len(texts)
-
-    def one(index: int) -> None:
-        try:
-            peers.compare(store, index, count, {"the data": texts[index]}, timeout=0.5)
-        except Exception as error:  # noqa: BLE001 - looked at below
-            errors[index] = error
-
-    threads = [threading.Thread(target=one, args=(i,)) for i in range(len(texts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(type(error) is (kind or type(None)) for error in errors), errors
-
-
-def lost_peer(values: dict[str, str], code: int) -> None:
-    """What ends this process when another failed or vanished."""
-    store, ended = Store(), []
-    store.values = {peers.PREFIX + key: value for key, value in values.items()}
-    with (
-        mock.patch.object(peers, "BEAT_SECONDS", 0.02),
-        mock.patch.object(peers, "SILENT_SECONDS", 0.1),
-        mock.patch.object(jax, "process_count", lambda: 2),
-    ):
-        peers._watch(store, lambda code, _: ended.append(code))
-    assert ended == [code]
-
-
-def port_in_use() -> None:
-    """A port in use is said, where JAX would crash."""
-    with socket.socket() as taken:
-        taken.bind(("", 0))
-        taken.listen()
-        refused(lambda: parallel._check_port(f"localhost:{taken.getsockname()[1]}"))
 
 
 def cases() -> list[Case]:
