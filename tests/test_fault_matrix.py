@@ -1,6 +1,7 @@
 """The experiments of scripts/fault_matrix.py: some of each kind always, all of them when slow."""
 
 import gc
+import time
 
 import pytest
 
@@ -46,5 +47,5 @@ def test_random_damage_is_detected(flips, blocks):
 
 
 def test_an_experiment_that_hangs_is_ended_and_named():
-    error = fault_matrix.run(lambda: fault_cases.time.sleep(30), 0.2)
+    error = fault_matrix.run(lambda: time.sleep(30), 0.2)
     assert isinstance(error, fault_matrix.HangError)
