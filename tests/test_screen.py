@@ -15,7 +15,7 @@ import pytest
 from atss_jax.evaluation.coco_metrics import METRICS
 from atss_jax.run.validation import summary
 from atss_jax.runtime import screen
-from atss_jax.runtime.metric_writer import Progress
+from atss_jax.runtime.metric_writer import Progress, configure_logging
 
 
 def test_lines_are_wrapped_at_words():
@@ -85,3 +85,16 @@ def test_a_file_gets_long_lines(monkeypatch):
     Progress(0, 10).note("a word " * 30)
     assert stream.getvalue() == "a word " * 30 + "\n"
     assert screen.width_of(stream) is None
+
+
+def test_notes_of_other_packages_stay_off_the_screen(monkeypatch):
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    monkeypatch.setattr(logging.root, "handlers", [handler])
+    monkeypatch.setattr(logging.root, "level", logging.INFO)  # as absl's flags leave it
+    configure_logging()
+    logging.getLogger("matplotlib.font_manager").info("generated new fontManager")
+    logging.getLogger("matplotlib.font_manager").warning("no such font")
+    logging.getLogger("atss_jax.models.hub").info("fetched")
+    logging.info("from the root")
+    assert stream.getvalue().splitlines() == ["WARNING: no such font", "fetched", "from the root"]

@@ -304,7 +304,13 @@ def configure_logging() -> None:
     logging.basicConfig(level=logging.WARNING)
     for handler in logging.getLogger().handlers:  # absl's, where its flags were read
         handler.setFormatter(screen.LineFormatter())
+        handler.addFilter(_is_for_people)
     quiet_dependencies()
+
+
+def _is_for_people(record: logging.LogRecord) -> bool:
+    """Whether a message is ours, or more than a note of another package."""
+    return record.levelno >= logging.WARNING or record.name.split(".")[0] in ("root", "atss_jax")
 
 
 def quiet_dependencies() -> None:
