@@ -56,11 +56,19 @@ def test_names():
     parsed = hub.parse_name("hf://me/cells@v1.0/sub/x.npz")
     assert parsed == ("me/cells", "v1.0", "sub/x.npz")
     assert hub.parse_name("hf://me/cells/x.npz") == ("me/cells", "main", "x.npz")
-    suffixes = tuple(pretrained._READERS)
+    assert set(pretrained._READERS) == set(hub.WEIGHT_SUFFIXES)
     for name in ("timm/resnet50.tv_in1k", "me/cells@v1", "hf://anything"):
-        assert hub.is_hub_name(name, suffixes)
-    for path in ("weights/R-50.safetensors", "/tmp/x", "x.npz", "a/b/c", "tests/oracles", "../a"):
-        assert not hub.is_hub_name(path, suffixes), path
+        assert hub.is_hub_name(name)
+    for path in (
+        "weights/R-50.safetensors",
+        "weights/R-50.pkl",
+        "/tmp/x",
+        "x.npz",
+        "a/b/c",
+        "tests/oracles",
+        "../a",
+    ):
+        assert not hub.is_hub_name(path), path
     with pytest.raises(UserError, match="no name of the hub"):
         hub.parse_name("hf://alone")
 
@@ -157,7 +165,7 @@ def test_one_argument_sets_what_belongs_together(name):
     recipe = coco_json.recipe(f"backbone={name}")
     weights = BACKBONES[name]
     assert (recipe.model.backbone, recipe.model.init_from) == (name, weights.name)
-    assert hub.is_hub_name(weights.name, tuple(pretrained._READERS))
+    assert hub.is_hub_name(weights.name)
     assert recipe.model.width == 1 and recipe.model.frozen_stages == 2
     assert recipe.model.backbone_norm == "frozen_bn" and recipe.model.flavour == "torchvision"
     assert recipe.data.mean == weights.mean and recipe.data.channel_order == "rgb"

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 PREFIX = "hf://"
 WEIGHTS_FILE = "model.safetensors"
 """The file of a repository when a name does not give one."""
+WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".pkl")
+"""Of local weight files; a name of the hub that ends with one of them begins with `PREFIX`."""
 
 _WORD = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _NAME = re.compile(
@@ -59,18 +61,13 @@ def parse_name(text: str) -> HubName:
     return HubName(match["repository"], match["revision"] or "main", match["file"] or "")
 
 
-def is_hub_name(text: str | os.PathLike[str], suffixes: tuple[str, ...] = ()) -> bool:
-    """Whether a text means the hub: it says hf://, or looks like owner/name and is no path.
-
-    Args:
-      text: what a user gave where a path is expected.
-      suffixes: of files; what ends with one is a path.
-    """
+def is_hub_name(text: str | os.PathLike[str]) -> bool:
+    """Whether a path that a user gave means the hub: hf://..., or owner/name that is no path."""
     if not isinstance(text, str) or text.startswith(PREFIX):
         return isinstance(text, str)
     match = _NAME.fullmatch(text)
     is_name = match is not None and match["file"] is None
-    return is_name and not text.endswith(suffixes or ("/",)) and not os.path.exists(text)
+    return is_name and not text.endswith(WEIGHT_SUFFIXES) and not os.path.exists(text)
 
 
 def check_client(name: HubName, file: str, *, option: str) -> None:

@@ -285,7 +285,7 @@ def local_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
     Raises:
       UserError: see `hub.fetch`.
     """
-    if not isinstance(path, str) or not hub.is_hub_name(path, tuple(_READERS)):
+    if not isinstance(path, str) or not hub.is_hub_name(path):
         return path
     name = hub.parse_name(path)
     return hub.fetch(name, name.file or hub.WEIGHTS_FILE, option="config.model.init_from")

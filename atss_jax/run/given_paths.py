@@ -15,9 +15,6 @@ from atss_jax.run.config import PredictConfig
 from atss_jax.run.mode_table import MODES
 from atss_jax.run.recipe import Recipe
 
-WEIGHT_SUFFIXES = (".safetensors", ".npz", ".pth", ".pt")
-"""A local weight file has one of these; a name of the hub with one of them holds "://"."""
-
 _WEIGHTS_HINT = (
     "Give a weight file, the workdir of a run, a name of the Hugging Face Hub such as "
     'timm/resnet50.tv_in1k, or "" for a random start; see docs/recipes.md.'
@@ -100,7 +97,7 @@ def _check_weights(path: str) -> None:
     from atss_jax.models import hub
 
     local = os.path.expanduser(path)
-    if hub.is_hub_name(path, WEIGHT_SUFFIXES) and not path.startswith("workdirs/"):
+    if hub.is_hub_name(path) and not path.startswith("workdirs/"):
         name = hub.parse_name(path)
         hub.check_client(name, name.file or hub.WEIGHTS_FILE, option="config.model.init_from")
         return

@@ -15,7 +15,6 @@ from etils import epath
 from atss_jax.errors import UserError
 from atss_jax.models import hub, pretrained
 from atss_jax.run.detector import Detector
-from atss_jax.run.given_paths import WEIGHT_SUFFIXES
 from atss_jax.run.predict_steps import normalization
 from atss_jax.run.recipe import Recipe
 
@@ -70,7 +69,7 @@ def _read(name: str) -> Source:
       UserError: neither is there, or it cannot be read.
     """
     folder = epath.Path(name)
-    if not hub.is_hub_name(name, WEIGHT_SUFFIXES) and folder.is_dir():
+    if not hub.is_hub_name(name) and folder.is_dir():
         if not (folder / "config.json").exists():
             raise UserError(
                 f"config.model.init_from={name!r}: a folder without config.json. Give a workdir or "
