@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -33,6 +34,22 @@ def workdir(tmp_path):
     rows.append({"step": 2, "eval/AP": 0.5})
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return workdir, truth
+
+
+def test_a_detection_on_a_crowd_is_no_mistake(workdir):
+    folder, truth = workdir
+    path = folder.parent / "val.json"
+    content = json.loads(path.read_text())
+    content["annotations"][1]["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+    assert report_command.main([str(folder)]) == 0
+    text = (folder / "report.html").read_text()
+    kinds = error_analysis.KINDS
+    row = ["all", len(truth) - 1, len(truth) - 2, *[0] * (len(kinds) - 1), 1]
+    row[2 + kinds.index("background")] = 1  # the one that lies on nothing
+    assert "".join(f"<td>{cell}</td>" for cell in row) in text
+    sizes = re.findall(r"<td>(?:small|medium|large)[^<]*</td><td>(\d+)</td>", text)
+    assert sum(map(int, sizes[:3])) == len(truth) - 1
 
 
 def test_report_shows_the_known_mistakes(workdir, capsys):

@@ -39,7 +39,7 @@ def metrics_table(metrics: Mapping[str, float], class_names: Sequence[str]) -> s
 
 def size_table(dataset: DetectionDataset, metrics: Mapping[str, float]) -> str:
     """Objects, AP and recall of each of COCO's sizes."""
-    areas = np.array([a["area"] for a in dataset.coco_ground_truth()["annotations"]], np.float64)
+    areas = dataset.annotations.area[~dataset.annotations.is_crowd]
     rows = []
     for name, low, high, letter in (
         ("small, under 32² px", 0, 32**2, "s"),
