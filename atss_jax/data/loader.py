@@ -225,7 +225,6 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     max_boxes: int = 100,
-    on_overflow: str = "error",
 ) -> Batches:
     """Every image exactly once over all processes, each in its smallest bucket, unaugmented.
 
@@ -240,13 +239,12 @@ def eval_batches(
       batch_size: rows over all processes.
       process_index: this host.
       process_count: hosts.
-      max_boxes: ground-truth slots.
-      on_overflow: as in `train_batches`.
+      max_boxes: ground-truth slots. The largest objects are kept where an image has more; metrics
+        take the objects from the data set.
 
     Raises:
-      ValueError: an image that fits no bucket; as in `train_batches`.
+      ValueError: an image that fits no bucket.
     """
-    check_overflow(dataset, max_boxes, on_overflow)
     mine = process_rows(batch_size, process_index, process_count)
     members: dict[tuple[int, int], list[int]] = {(int(b[0]), int(b[1])): [] for b in buckets}
     targets = np.zeros((dataset.num_records, 2), np.int32)

@@ -118,7 +118,6 @@ def eval_batches(
         max_long_side=sizes.max_long_side,
         batch_size=config.eval.batch_size,
         max_boxes=data.max_boxes,
-        on_overflow=data.on_overflow,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
