@@ -15,7 +15,7 @@ from pathlib import Path
 
 import atss_jax
 from atss_jax.errors import UserError
-from atss_jax.run import given_run, mode_table, stop_signal
+from atss_jax.run import folder_fields, given_run, mode_table, stop_signal
 from atss_jax.run.arguments import HelpFormatter, Parser
 from atss_jax.run.recipe_io import default_workdir
 from atss_jax.runtime import screen
@@ -163,7 +163,10 @@ def main_flags(command: str, arguments: Sequence[str]) -> list[str]:
     if command == "describe" and folder and (Path(folder) / "config.json").exists():
         workdir, folder = folder, None  # of a run
     if folder is not None:
-        flags += [f"--config.data.root={folder}", *_automatic(flags)]
+        given_fields = [flag.removeprefix("--config.").partition("=")[0] for flag in flags]
+        automatic = folder_fields.left_to_data(given_fields)
+        flags.append(f"--config.data.root={folder}")
+        flags += [f"--config.{name}={value}" for name, value in automatic.items()]
         config = config or "coco_json"
     if command == "train":
         if config is None:
@@ -199,23 +202,6 @@ def _check_first_path(command: str, arguments: Sequence[str]) -> None:
     path = arguments[0] if arguments and not arguments[0].startswith("-") else ""
     if path and command in ("check", "browse"):
         given_paths.check_root(path)
-
-
-def _automatic(flags: Sequence[str]) -> list[str]:
-    """What follows from the data of a folder, unless it is given."""
-    given = {flag.removeprefix("--config.data.").partition("=")[0] for flag in flags}
-    derived = given & {"short_side", "max_long_side", "buckets"}
-    if derived and "image_size" in given:
-        raise UserError(
-            f"data.image_size and data.{sorted(derived)[0]} are both given, and the first derives "
-            "short_side, max_long_side and buckets. Leave one of them out."
-        )
-    chosen = []
-    if not derived and not given & {"image_size", "train_short_sides"}:
-        chosen.append("--config.data.image_size=auto")
-    if "max_boxes" not in given:
-        chosen.append("--config.data.max_boxes=auto")
-    return chosen
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:

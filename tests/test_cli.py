@@ -20,8 +20,8 @@ from atss_jax.runtime import screen
     [
         (
             "train photos",
-            "--mode=train_and_eval --config.data.root=photos --config.data.image_size=auto "
-            "--config.data.max_boxes=auto --config=coco_json --workdir=workdirs/photos",
+            "--mode=train_and_eval --config.data.root=photos --config.data.image_size=0 "
+            "--config.data.max_boxes=0 --config=coco_json --workdir=workdirs/photos",
         ),
         (
             "train photos --data.image_size=64 --data.max_boxes=3 --workdir=w",

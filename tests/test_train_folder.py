@@ -35,6 +35,17 @@ def test_arguments_become_fields(recorded):
     assert run.metrics == {"AP": 0.5} and run.rows() == [] and run._repr_png_() is None
 
 
+def test_sizes_that_are_given_are_not_chosen_from_the_data(recorded):
+    sizes = {"data.short_side": 480, "data.max_long_side": 640, "data.buckets": ((480, 640),)}
+    atss_jax.train("photos", workdir="a", fields=sizes)
+    data = recorded[0][0].data
+    assert (data.image_size, data.short_side, data.buckets) == (-1, 480, ((480, 640),))
+    atss_jax.train("photos", workdir="b", fields={"data.train_short_sides": (200, 240)})
+    assert recorded[1][0].data.image_size == -1
+    with pytest.raises(UserError, match="are both given"):
+        atss_jax.train("photos", image_size=640, fields=sizes)
+
+
 def test_a_recipe_that_brings_its_data(recorded):
     atss_jax.train(config="quickstart", image_size=96, workdir="w")
     recipe, workdir = recorded[0]

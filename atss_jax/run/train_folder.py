@@ -10,7 +10,7 @@ from typing import Any
 from etils import epath
 
 from atss_jax.errors import UserError
-from atss_jax.run import kept_length, recipe_files, recipe_io
+from atss_jax.run import folder_fields, kept_length, recipe_files, recipe_io
 from atss_jax.run.detector import Detector
 from atss_jax.run.train import train as train_recipe
 from atss_jax.runtime import screen
@@ -92,9 +92,8 @@ def train(
     values = recipe_files.load_recipe(config).to_dict()
     given: dict[str, Any] = {}
     if folder:
-        given |= {"data.root": str(folder), "data.image_size": image_size or 0}
-        given["data.max_boxes"] = 0
-    elif image_size is not None:
+        given["data.root"] = str(folder)
+    if image_size is not None:
         given["data.image_size"] = image_size
     if epochs is not None:
         given |= {"optim.num_epochs": float(epochs), "optim.num_steps": 0}
@@ -102,6 +101,8 @@ def train(
         given["data.global_batch"] = batch_size
     place = Path(workdir) if str(workdir) else recipe_io.default_workdir(str(folder) or config)
     given |= fields or {}
+    if folder:
+        given = folder_fields.left_to_data(given) | given
     base = recipe_io.recipe_from_mapping(values)
     kept, text = kept_length.of_run(base, config, place, given)
     if text:
