@@ -4,6 +4,7 @@ Flags only. A wrong flag or field is rejected before JAX is imported. Without --
 that of the workdir.
 """
 
+import ast
 import difflib
 import json
 import re
@@ -178,17 +179,30 @@ def numbers_for_auto(argv: Sequence[str]) -> list[str]:
 def with_quoted_inputs(argv: Sequence[str]) -> list[str]:
     """Flags with every path of predict.input in quotes: it may hold a space, or be a number.
 
+    A tuple of paths is left as it is.
+
     >>> with_quoted_inputs(["--config.predict.input=photo 1.jpg", "--mode=predict"])
     ['--config.predict.input="photo 1.jpg"', '--mode=predict']
+    >>> with_quoted_inputs(["--config.predict.input=(old) a/b.jpg"])
+    ['--config.predict.input="(old) a/b.jpg"']
     """
     flag, done = "--config.predict.input", []
     for before, argument in zip(["", *argv], argv, strict=False):
         start = argument.startswith(f"{flag}=") * len(f"{flag}=")
         path = argument[start:]
-        if (start or before == flag) and not path.startswith("("):
+        if (start or before == flag) and not _is_tuple_of_texts(path):
             argument = argument[:start] + json.dumps(path, ensure_ascii=False)
         done.append(argument)
     return done
+
+
+def _is_tuple_of_texts(text: str) -> bool:
+    """Whether this is Python's notation of one."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return False
+    return isinstance(value, tuple) and all(isinstance(part, str) for part in value)
 
 
 def run_from_command_line(argv: Sequence[str] | None = None) -> None:
