@@ -110,7 +110,8 @@ def run_job(job: Job, scratch: Path, extra: tuple[str, ...]) -> dict[str, Any]:
     evaluations = {}
     for flags, command in zip(job.tests, tests, strict=True):
         _call(command)
-        evaluated = json.loads((workdir / "eval.json").read_text())
+        newest = max(workdir.glob("eval/*/result.json"), key=lambda path: path.stat().st_mtime_ns)
+        evaluated = json.loads(newest.read_text())["metrics"]
         evaluations[" ".join(flags)] = {name: evaluated[name] for name in KEPT}
     return {
         "run": job.run,

@@ -296,3 +296,16 @@ def test_every_run_trains_a_step_and_evaluates(tmp_path, prepared, run):
     )
     found = train.train(small, epath.Path(tmp_path), with_evaluation=True)
     assert found["steps"] == 1 and 0 <= found["metrics"]["AP"] <= 1
+
+
+@pytest.mark.slow
+def test_a_further_evaluation_is_read_where_it_is_written(tmp_path, prepared):
+    flags = (
+        *(f"--config.data.data_dir={prepared}", "--config.data.global_batch=8"),
+        "--config.optim.num_steps=1",
+    )
+    test = ("--config.eval.multiscale=flip",)
+    job = paper_rows.Job("plain", "mini", 0, "mini:ablations", flags, (test,))
+    found = paper_rows.run_job(job, tmp_path, ())
+    assert set(found["evaluations"]) == {test[0]}
+    assert set(found["evaluations"][test[0]]) == set(found["metrics"])

@@ -34,7 +34,8 @@ def test_there_and_back(tmp_path):
     pytest.importorskip("huggingface_hub")
     workdir = tmp_path / "run"
     write_workdir(workdir, make_config())
-    (workdir / "eval.json").write_text(json.dumps({"step": 7, "AP": 0.4321, "APs": None}))
+    result = {"step": 7, "metrics": {"AP": 0.4321, "APs": None}}
+    (workdir / "result.json").write_text(json.dumps(result))
     with hub_server.running() as server:
         done = subprocess.run(
             [sys.executable, "-c", THERE_AND_BACK, str(workdir)], cwd=ROOT, text=True,

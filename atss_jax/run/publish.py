@@ -115,12 +115,9 @@ def write_repository(workdir: Path, folder: Path, repository: str) -> None:
 
 
 def measured(workdir: Path) -> str:
-    """A table of what the run measured on its validation set, or that nothing was."""
-    metrics = {}
-    for name in ("result.json", "eval.json"):  # the later one counts
-        if (workdir / name).exists():
-            content = json.loads((workdir / name).read_text())
-            metrics = content.get("metrics", content) or metrics
+    """A table of what the training measured on its validation set, or that nothing was."""
+    path = workdir / "result.json"
+    metrics = (json.loads(path.read_text())["metrics"] or {}) if path.exists() else {}
     known = [(name, metrics[name]) for name in METRICS if metrics.get(name, -1) not in (None, -1)]
     if not known:
         return "Not evaluated."
