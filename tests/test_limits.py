@@ -54,12 +54,21 @@ def test_patience_needs_evaluations_and_a_best_checkpoint():
 def test_the_limit_leaves_time_for_the_last_evaluation():
     clock = limits.Limits(RunConfig(max_minutes=1.0), time.monotonic())
     assert clock.reason(1, {}) == "" and 58 < clock.seconds_left <= 60
-    clock.resume(50.0)  # of earlier starts
+    clock.resume({"seconds_in_all": 50.0})  # of earlier starts
     assert clock.reason(1, {}) == ""
     clock.evaluation_seconds = 12.0
     assert "run.max_minutes=1" in clock.reason(1, {})
     clock.evaluation_seconds = 0.0
     assert clock.reason(2, {})  # an end stays one
+
+
+def test_a_resumed_run_knows_what_an_evaluation_takes():
+    before = limits.Limits(RunConfig(max_minutes=1.0), time.monotonic())
+    before.resume({"seconds_in_all": 50.0})
+    before.evaluation_seconds = 12.0
+    after = limits.Limits(RunConfig(max_minutes=1.0), time.monotonic())
+    after.resume(before.known() | {"evaluated": {}})
+    assert "run.max_minutes=1" in after.reason(1, {})
 
 
 @pytest.mark.parametrize("every", [0, 1, 7, 1000])
@@ -183,7 +192,7 @@ def test_a_run_without_time_ends_with_a_result(folder, tmp_path, one_device, mon
 
     def reason(self, step, evaluated):
         if next(ends_at):
-            self.resume(2e9)
+            self.resume({"seconds_in_all": 2e9})
         return plain(self, step, evaluated)
 
     monkeypatch.setattr(limits.Limits, "reason", reason)

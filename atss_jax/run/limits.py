@@ -10,6 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,9 +49,18 @@ class Limits:
         self.evaluation_seconds = 0.0
         """Of one evaluation: as estimated, then as last measured."""
 
-    def resume(self, seconds: float) -> None:
-        """Adds the seconds that the run spent before this start."""
-        self._before = seconds
+    def known(self) -> dict[str, float]:
+        """What a resumed run needs."""
+        return {"seconds_in_all": self.seconds, "evaluation_seconds": self.evaluation_seconds}
+
+    def resume(self, known: Mapping[str, Any]) -> None:
+        """Adds what the run spent before this start, and what an evaluation took there.
+
+        Args:
+          known: what `known` gave, in a record that may hold more.
+        """
+        self._before = float(known.get("seconds_in_all", known.get("seconds", 0.0)))
+        self.evaluation_seconds = float(known.get("evaluation_seconds", 0.0))
 
     @property
     def seconds(self) -> float:

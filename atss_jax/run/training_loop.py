@@ -98,7 +98,7 @@ class Loop:
         self._evaluated: dict[str, dict[str, float]] = dict(known.get("evaluated", {}))
         self._stop: tuple[int, bool] = (-1, False)
         self._signal, self._limits = stop, run_limits
-        run_limits.resume(float(known.get("seconds_in_all", known.get("seconds", 0.0))))
+        run_limits.resume(known)
         self._batches: loader.Batches | None = None
 
     def run(self, state: TrainState) -> dict[str, Any]:
@@ -213,8 +213,7 @@ class Loop:
 
     def _known(self) -> dict[str, Any]:
         """What a resumed run needs beside the state."""
-        seconds = self._limits.seconds
-        return {"evaluated": self._evaluated, "seconds_in_all": seconds, **self._log.known()}
+        return {"evaluated": self._evaluated, **self._limits.known(), **self._log.known()}
 
     def _show(self, step: int, outcome: validation.Outcome) -> None:
         """Prints the metrics; writes pictures."""
