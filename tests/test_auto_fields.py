@@ -95,6 +95,29 @@ def test_the_chosen_batch_fits_and_twice_does_not(tmp_path, limit):
     assert len(set(calls)) <= 4  # compilations
 
 
+@pytest.mark.parametrize(("num_images", "images"), [(205, 2), (16, 1), (100_000, 64)])
+def test_a_small_set_has_enough_steps(tmp_path, num_images, images):
+    config = tiny.make_config(tmp_path, optim__accumulate=1)
+    found = auto_batch.choose_batch(
+        config, 3, num_images=num_images, limit=10**9, measure=lambda n: n
+    )
+    assert found.global_batch == 8 * images  # simulated devices
+    assert (f"of {num_images} images" in str(found)) == (images < auto_batch.LARGEST)
+
+
+def test_memory_of_a_container(tmp_path, monkeypatch):
+    files = {"limit": "3000", "used": "2500", "memory.stat": "cache 1000\ninactive_file 900\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    before = auto_batch._memory_left()
+    assert 10**8 < before < 10**14
+    groups = ((str(tmp_path), "limit", "used", "inactive_file"),)
+    monkeypatch.setattr(auto_batch, "_CONTROL_GROUPS", groups)
+    assert auto_batch._memory_left() == 1400
+    (tmp_path / "limit").write_text("max")
+    assert auto_batch._memory_left() > 10**8
+
+
 def test_nothing_fits(tmp_path):
     config = tiny.make_config(tmp_path)
     with pytest.raises(UserError, match="a step of 1 image"):

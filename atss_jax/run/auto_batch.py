@@ -5,10 +5,12 @@ the batch, so two small compilations predict the answer; the chosen batch and tw
 are then compiled to know that the one fits and that the other does not.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -22,6 +24,17 @@ from atss_jax.training import train_step
 
 LARGEST = 64
 """Images per device that are tried at most: larger batches need another schedule."""
+STEPS_PER_EPOCH = 8
+"""A set is split into so many batches at least, so that a short schedule has enough steps."""
+_CONTROL_GROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    (
+        *("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        "total_inactive_file",
+    ),
+)
+"""Where Linux, in its two ways, tells the limit of a container, what is used of it, and how much of
+that are copies of files."""
 SHARE = 0.85
 """Of the device's memory that a step may take; programs of other buckets and buffers of the input
 need the rest."""
@@ -35,9 +48,11 @@ class BatchChoice(NamedTuple):
     needed: int
     """Bytes per device of the chosen step, by the compiler."""
     next_needed: int | None
-    """Bytes of twice as many images, None where `LARGEST` was reached."""
+    """Bytes of twice as many images, None where those are not tried."""
     limit: int
     """Bytes per device that a step may take."""
+    most: str
+    """Why not twice as many images, where those are not tried."""
 
     def __str__(self) -> str:
         """One line for the screen."""
@@ -45,7 +60,7 @@ class BatchChoice(NamedTuple):
         after = (
             f"{2 * self.global_batch} would take {self.next_needed / gib:.2f}"
             if self.next_needed
-            else f"the most that is tried, {LARGEST} per device"
+            else self.most
         )
         return (
             f"batch {self.global_batch}: {self.needed / gib:.2f} GiB of {self.limit / gib:.2f} "
@@ -56,14 +71,29 @@ class BatchChoice(NamedTuple):
 def memory_limit() -> int:
     """Bytes that a step may take per device: `SHARE` of the accelerator's, or of the machine's.
 
-    The devices of a CPU share the machine's free memory.
+    The devices of a CPU share the memory that the machine, or its container, has left.
     """
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(SHARE * stats["bytes_limit"])
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(SHARE * free / jax.local_device_count())
+    return int(SHARE * _memory_left() / jax.local_device_count())
+
+
+def _memory_left() -> int:
+    """Bytes that programs can still take; copies of files give way to them."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        left = next(1024 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # no Linux: half of all
+        left = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    for folder, limit, used, files in _CONTROL_GROUPS:
+        with contextlib.suppress(OSError, ValueError, KeyError):  # no such group, or no limit
+            taken, most = (int(Path(folder, name).read_text()) for name in (used, limit))
+            lines = Path(folder, "memory.stat").read_text().splitlines()
+            taken -= int(dict(line.split() for line in lines)[files])
+            left = min(left, most - taken)
+    return max(0, left)
 
 
 def step_bytes(config: Recipe, num_classes: int, images: int) -> int:
@@ -98,6 +128,7 @@ def choose_batch(
     config: Recipe,
     num_classes: int,
     *,
+    num_images: int | None = None,
     limit: int | None = None,
     measure: Callable[[int], int] | None = None,
 ) -> BatchChoice:
@@ -106,6 +137,7 @@ def choose_batch(
     Args:
       config: the recipe.
       num_classes: of the data.
+      num_images: to train on; None where the set is no bound.
       limit: bytes per device; None for `memory_limit()`.
       measure: images per device -> bytes; None for `step_bytes`.
 
@@ -123,6 +155,13 @@ def choose_batch(
         return known[images]
 
     smallest = config.optim.accumulate
+    most, largest = f"the most that is tried, {LARGEST} per device", LARGEST
+    if num_images is not None:
+        of_set = num_images // (STEPS_PER_EPOCH * jax.device_count())
+        if of_set < LARGEST:
+            most = f"more would make fewer than {STEPS_PER_EPOCH} steps of {num_images} images"
+            largest = of_set
+    largest = smallest * 2 ** int(math.log2(max(1, largest // smallest)))
     if needed(smallest) > limit:
         raise UserError(
             f"config.data.global_batch=auto: a step of {smallest} image(s) per device needs "
@@ -132,18 +171,13 @@ def choose_batch(
     slope = max(1.0, (needed(2 * smallest) - needed(smallest)) / smallest)
     predicted = smallest + (limit - needed(smallest)) / slope
     images = smallest * 2 ** max(0, int(math.log2(max(1.0, predicted / smallest))))
-    images = min(images, _largest(smallest))
+    images = min(images, largest)
     while images > smallest and needed(images) > limit:
         images //= 2
-    while 2 * images <= _largest(smallest) and needed(2 * images) <= limit:
+    while 2 * images <= largest and needed(2 * images) <= limit:
         images *= 2
-    after = needed(2 * images) if 2 * images <= _largest(smallest) else None
-    return BatchChoice(images * jax.device_count(), needed(images), after, limit)
-
-
-def _largest(smallest: int) -> int:
-    """The largest number of images that is a power of two times the smallest."""
-    return smallest * 2 ** int(math.log2(max(1, LARGEST // smallest)))
+    after = needed(2 * images) if 2 * images <= largest else None
+    return BatchChoice(images * jax.device_count(), needed(images), after, limit, most)
 
 
 def with_batch(config: Recipe, global_batch: int) -> Recipe:

@@ -49,7 +49,9 @@ def resolve(
         )
     config = dataclasses.replace(config, data=data)
     if data.global_batch == 0:
-        choice = auto_batch.choose_batch(config, num_classes=len(train_set.class_names))
+        choice = auto_batch.choose_batch(
+            config, num_classes=len(train_set.class_names), num_images=train_set.num_records
+        )
         config = auto_batch.with_batch(config, choice.global_batch)
         lines.append(str(choice))
     return config, lines
