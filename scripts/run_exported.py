@@ -71,7 +71,9 @@ def detect(
     file, (h, w) = choose_file(target, about["files"])
     batch = about["batch_size"] if isinstance(about["batch_size"], int) else 1
     images = np.zeros((batch, file["height"], file["width"], 3), np.uint8)
-    images[0, :h, :w] = cv2.resize(image, (w, h), interpolation=cv2.INTER_LINEAR)
+    shrinks = 2 * h < height and 2 * w < width and "INTER_AREA" in resize["interpolation"]
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    images[0, :h, :w] = cv2.resize(image, (w, h), interpolation=how)
     sizes = np.tile(np.array([[h, w]], np.int32), (batch, 1))
     scales = np.tile(np.array([[h / height, w / width]], np.float32), (batch, 1))
     outputs = program_of(file["path"])(images, sizes, scales)

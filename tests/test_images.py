@@ -126,6 +126,21 @@ def test_plain_row_is_opencv_resize():
     assert placement.scale(image.shape) == (80 / 37, 131 / 61)
 
 
+@pytest.mark.parametrize("size", [(60, 80), (59, 79), (24, 32), (29, 81)])
+def test_large_images_are_averaged_not_skipped_through(size):
+    """Noise keeps its mean and loses its contrast, as it does where every pixel counts."""
+    image = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
+    row = np.empty((*size, 3), np.uint8)
+    write_row(row, image, Placement.whole(size))
+    below_half = size in ((59, 79), (24, 32))
+    flag = cv2.INTER_AREA if below_half else cv2.INTER_LINEAR
+    expected = cv2.resize(image, size[::-1], interpolation=flag)
+    np.testing.assert_array_equal(row, expected)
+    if below_half:
+        pixels = 120 * 160 / (size[0] * size[1])
+        assert row.std() == pytest.approx(image.std() / np.sqrt(pixels), rel=0.2)
+
+
 def test_crops_drop_boxes_that_are_hardly_visible():
     placement = Placement((50, 60), full=(50, 200), size=(50, 60), offset=(0, 40))
     boxes = np.array([[0, 0, 50, 10], [0, 0, 80, 10], [45, 5, 70, 20], [0, 0, 30, 30]], np.float32)

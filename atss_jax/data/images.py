@@ -121,6 +121,20 @@ def official_resized_size(
     return (long_side, short_side) if width < height else (short_side, long_side)
 
 
+INTERPOLATION = "cv2.INTER_AREA where both sides shrink to less than half, else cv2.INTER_LINEAR"
+"""How images are resized, in words."""
+
+
+def interpolation(image: np.ndarray, size: tuple[int, ...]) -> int:
+    """OpenCV's flag for resizing an image to (h, w) px.
+
+    Below half of the size, bilinear interpolation would skip pixels, and small objects of large
+    photos with them; there, areas are averaged.
+    """
+    shrinks = 2 * size[0] < image.shape[0] and 2 * size[1] < image.shape[1]
+    return cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+
+
 def write_row(
     row: UInt8[np.ndarray, "H W 3"],
     image: UInt8[np.ndarray, "h w 3"],
@@ -140,9 +154,9 @@ def write_row(
     if any(placement.flip):  # before resizing up: fewer pixels
         image = cv2.flip(image, {(True, False): 0, (False, True): 1}.get(placement.flip, -1))
     if size == full:
-        cv2.resize(image, (full[1], full[0]), dst=content, interpolation=cv2.INTER_LINEAR)
+        cv2.resize(image, (full[1], full[0]), dst=content, interpolation=interpolation(image, full))
     else:
-        resized = cv2.resize(image, (full[1], full[0]), interpolation=cv2.INTER_LINEAR)
+        resized = cv2.resize(image, (full[1], full[0]), interpolation=interpolation(image, full))
         content[...] = resized[top : top + size[0], left : left + size[1]]
     for color in colors:
         if color != (1.0, 1.0, 1.0):

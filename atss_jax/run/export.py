@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax import export as jax_export
 
+from atss_jax.data.images import INTERPOLATION
 from atss_jax.evaluation.postprocess import make_settings
 from atss_jax.files import write_whole
 from atss_jax.run import export_onnx, predict_steps, workdir_files
@@ -222,7 +223,7 @@ def describe(
         "resize": {
             "short_side": config.data.short_side,
             "max_long_side": config.data.max_long_side,
-            "interpolation": "bilinear without antialiasing (cv2.INTER_LINEAR)",
+            "interpolation": INTERPOLATION,
         },
         "anchors": json.loads(json.dumps(vars(config.anchors))),
         "postprocess": make_settings(config.eval, config.model.regression)._asdict(),
