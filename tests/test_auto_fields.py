@@ -69,7 +69,14 @@ def test_the_recipe_in_numbers(tmp_path):
     found, lines = auto_fields.resolve(config, train_set, val_set)
     data = found.data
     assert min(data.image_size, data.max_boxes) > 0 and data.max_long_side == data.image_size
-    assert str(data.image_size) in lines[0] and str(data.max_boxes) in lines[1]
+    assert str(data.image_size) in lines[0] and str(data.max_boxes) in lines[-1]
+    given = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=32))
+    assert (
+        "a tenth of the objects is smaller than"
+        in auto_fields.resolve(given, train_set, None)[1][1]
+    )
+    larger = dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=640))
+    assert "smaller than" not in str(auto_fields.resolve(larger, train_set, None)[1])
     assert data.max_boxes >= max(train_set.num_boxes.max(), val_set.num_boxes.max())
     again, _ = auto_fields.resolve(found, train_set, val_set)
     assert again == found  # a resume chooses the same

@@ -62,11 +62,20 @@ def choose_image_size(sizes: Int[np.ndarray, "N 2"], sides: Float[np.ndarray, " 
     """
     median = float(np.median(sizes.max(axis=1)))
     largest = next((size for size in IMAGE_SIZES if size >= median), IMAGE_SIZES[-1])
-    small = float(np.percentile(sides, SMALL_SHARE)) if len(sides) else 1.0
     for size in IMAGE_SIZES:
-        if size >= largest or size * small >= SMALL_OBJECT_PX:
+        if size >= largest or small_side(sides, size) >= SMALL_OBJECT_PX:
             return size
     return largest
+
+
+def small_side(sides: Float[np.ndarray, " M"], image_size: int) -> float:
+    """The side that nine tenths of the objects reach at a long side of `image_size`, px.
+
+    Args:
+      sides: as in `choose_image_size`.
+      image_size: long side of the network's input, px.
+    """
+    return image_size * (float(np.percentile(sides, SMALL_SHARE)) if len(sides) else 1.0)
 
 
 def derive_sizes(sizes: Int[np.ndarray, "N 2"], image_size: int) -> Sizes:

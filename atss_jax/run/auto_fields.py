@@ -32,15 +32,21 @@ def resolve(
     data, lines = config.data, []
     sets = [train_set] if val_set is None else [train_set, val_set]
     if data.image_size >= 0:
-        image_size = data.image_size or auto_sizes.choose_image_size(
-            train_set.sizes, auto_sizes.relative_sides(train_set)
-        )
+        sides = auto_sizes.relative_sides(train_set)
+        image_size = data.image_size or auto_sizes.choose_image_size(train_set.sizes, sides)
         sizes = auto_sizes.derive_sizes(np.concatenate([s.sizes for s in sets]), image_size)
         data = dataclasses.replace(data, image_size=image_size, **sizes._asdict())
         shapes = ", ".join(f"{h}x{w}" for h, w in sizes.buckets)
         lines.append(
             f"image size {image_size} px: short side {sizes.short_side}, buckets {shapes} (h x w)"
         )
+        small = auto_sizes.small_side(sides, image_size)
+        if small < auto_sizes.SMALL_OBJECT_PX:
+            lines.append(
+                f"! a tenth of the objects is smaller than {small:.0f} px there, and "
+                f"{auto_sizes.SMALL_OBJECT_PX} px are wanted: give a larger data.image_size, or "
+                "cut the images into tiles"
+            )
     if data.max_boxes == 0:
         counts = np.concatenate([s.num_boxes for s in sets])
         data = dataclasses.replace(data, max_boxes=auto_sizes.choose_max_boxes(counts))

@@ -32,7 +32,7 @@ def _image_size(text: str) -> int:
 def resolve(
     train_set: DetectionDataset, val_set: DetectionDataset | None, image_size: int | None = None
 ) -> tuple[Recipe, str]:
-    """The recipe of `atss train FOLDER` in numbers, and a line about its sizes.
+    """The recipe of `atss train FOLDER` in numbers, and what is said about its sizes.
 
     Args:
       train_set: images to train on.
@@ -45,7 +45,8 @@ def resolve(
     recipe = recipe_io.recipe_from_mapping(recipe_files.load_recipe(RECIPE).to_dict())
     data = dataclasses.replace(recipe.data, image_size=image_size or 0, max_boxes=0)
     recipe, lines = auto_fields.resolve(dataclasses.replace(recipe, data=data), train_set, val_set)
-    return recipe, f"as in `atss train`: {lines[0]}"
+    warnings = [line for line in lines if line.startswith("!")]
+    return recipe, "\n".join([f"as in `atss train`: {lines[0]}", *warnings])
 
 
 def of_run(folder: str) -> Recipe | None:
