@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from atss_jax.data.splits import Layout, SplitSource, folders, split_word
+from atss_jax.data.splits import Layout, SplitSource, files_of, folders, split_word
 from atss_jax.errors import UserError
 
 _NO_BOXES = ("captions", "keypoints", "panoptic", "stuff", "image_info")
@@ -29,12 +29,13 @@ def find(root: str, val_fraction: float) -> Layout | None:
     if os.path.isfile(root):
         folder = os.path.dirname(root) or "."
         return _split_one(root, folder, val_fraction) if _is_detection_json(root) else None
-    paths = [*Path(root).glob("*.json")]
+    places = [root]
     for entry in folders(root):
         if entry.name.lower() in ("annotations", "labels") or split_word(entry.name):
-            paths += Path(entry.path).glob("*.json")
+            places.append(entry.path)
+    paths = [str(Path(place, name)) for place in places for name in files_of(place, ".json")]
     by_split: dict[str, list[str]] = {"train": [], "val": [], "test": [], "": []}
-    for path in sorted(map(str, paths)):
+    for path in sorted(paths):
         if _is_detection_json(path):
             by_split[split_word(os.path.relpath(path, root))].append(path)
     train, val = (_prefer_instances(by_split[split]) for split in ("train", "val"))

@@ -23,6 +23,15 @@ class Found(NamedTuple):
     videos: list[Path]
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is another program's by its name, and no data of the user.
+
+    >>> [is_hidden(name) for name in ("._a.jpg", ".ipynb_checkpoints", "__MACOSX", "a.jpg")]
+    [True, True, True, False]
+    """
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def is_video(path: str | os.PathLike) -> bool:
     """Whether a file's name ends like a video's."""
     return Path(path).suffix.lower() in VIDEO_SUFFIXES
@@ -51,7 +60,8 @@ def _files_of(source: str, output: str | os.PathLike) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [p for p in path.rglob("*") if _is_image(p) and p.is_file()]
+        below = [p for p in path.rglob("*") if not any(map(is_hidden, p.relative_to(path).parts))]
+        found = [p for p in below if _is_image(p) and p.is_file()]
         drawings = Path(output).resolve()
         if output and path.resolve() in drawings.parents:
             found = [p for p in found if drawings not in p.resolve().parents]

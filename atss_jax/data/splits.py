@@ -5,6 +5,7 @@ import re
 from typing import NamedTuple
 
 from atss_jax.data.content import ALL
+from atss_jax.data.media_files import is_hidden
 
 _SPLIT_WORDS = {
     "train": ("train", "training"),
@@ -49,10 +50,20 @@ class Layout(NamedTuple):
 def folders(root: str) -> list[os.DirEntry]:
     """The folders in a folder, by name; without hidden ones."""
     with os.scandir(root) as entries:
-        return sorted(
-            (e for e in entries if e.is_dir() and not e.name.startswith((".", "__"))),
-            key=lambda e: e.name,
-        )
+        found = [e for e in entries if not (is_hidden(e.name) or e.name.startswith("__"))]
+        return sorted((e for e in found if e.is_dir()), key=lambda e: e.name)
+
+
+def files_of(folder: str, *suffixes: str) -> list[str]:
+    """Names in a folder, sorted, without hidden ones.
+
+    Args:
+      folder: the path.
+      *suffixes: endings in lower case; a name's own may be in upper case.
+    """
+    with os.scandir(folder) as entries:
+        found = [e for e in entries if e.name.lower().endswith(suffixes) and not is_hidden(e.name)]
+        return sorted(e.name for e in found if e.is_file())
 
 
 def split_word(path: str) -> str:

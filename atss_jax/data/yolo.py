@@ -14,8 +14,8 @@ import yaml
 
 from atss_jax.data.content import ALL, Content
 from atss_jax.data.health import Finding
-from atss_jax.data.media_files import IMAGE_SUFFIXES
-from atss_jax.data.splits import Layout, SplitSource
+from atss_jax.data.media_files import IMAGE_SUFFIXES, is_hidden
+from atss_jax.data.splits import Layout, SplitSource, files_of
 from atss_jax.errors import UserError
 
 
@@ -72,14 +72,14 @@ def find_places(path: str, values: dict[str, Any], split: str) -> list[str]:
 
 
 def _images_of(place: str) -> list[str]:
-    """Image files below a folder, or of a list."""
+    """Image files below a folder without hidden ones, or those of a list."""
     if os.path.isdir(place):
-        return [
-            os.path.join(root, file)
-            for root, _, files in os.walk(place)
-            for file in files
-            if file.lower().endswith(IMAGE_SUFFIXES)
-        ]
+        found = []
+        for root, inner, files in os.walk(place):
+            inner[:] = [name for name in inner if not is_hidden(name)]
+            names = [file for file in files if file.lower().endswith(IMAGE_SUFFIXES)]
+            found += [os.path.join(root, name) for name in names if not is_hidden(name)]
+        return found
     lines = Path(place).read_text(encoding="utf-8-sig").splitlines()
     parent = os.path.dirname(place)
     return [os.path.normpath(os.path.join(parent, line.strip())) for line in lines if line.strip()]
@@ -192,13 +192,14 @@ def find(root: str, val_fraction: float) -> Layout | None:
     if os.path.isfile(root):
         is_yaml = root.lower().endswith((".yaml", ".yml"))
         return _layout(root, val_fraction) if is_yaml else None
-    paths = [p for ending in ("*.yaml", "*.yml") for p in sorted(Path(root).glob(ending))]
+    paths = [Path(root, name) for name in files_of(root, ".yaml", ".yml")]
     own = [p for p in paths if re.search(rb"^names\s*:", p.read_bytes(), re.M)]
     if len(own) > 1:
         raise UserError(f"several YOLO sets: {', '.join(map(str, own))}. Give one of the files.")
     if own:
         return _layout(str(own[0]), val_fraction)
-    if any((Path(root) / "labels").glob("**/*.txt")):
+    labels = Path(root, "labels").glob("**/*.txt")
+    if any(not is_hidden(path.name) for path in labels):
         raise UserError(
             "label files in labels/ and no data.yaml. Write one with the names of the classes and "
             "the image folders, such as:\n  names: [cat, dog]\n  train: images/train\n"
