@@ -326,9 +326,3 @@ def test_voc_of_today_and_of_others(roots, tmp_path):
     page.unlink()
     with pytest.raises(ValueError, match=f"{page.name}: no such file"):
         load(root)
-
-
-def test_a_fraction_that_leaves_nothing(roots):
-    config = DataConfig(root=str(roots["one COCO JSON file"]), val_fraction=1e-9)
-    with pytest.raises(UserError, match="leaves no image"):
-        load_split(config, "val")

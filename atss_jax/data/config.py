@@ -36,7 +36,7 @@ class DataConfig(ConfigGroup, name="data"):
     VOC is found by the files in it. It takes the place of `source` and its paths."""
     val_fraction: Annotated[float, Range(above=0, below=1)] = 0.2
     """root: share of the images that validate, where the folder has one list for all; chosen by a
-    hash of the file name."""
+    hash of the file name, at least one image for each part."""
     source: Literal["coco_json", "tfds", "array_record"] = "coco_json"
     """coco_json (annotation file and image folder), tfds (a builder of this package) or
     array_record (made by scripts/prepare_coco.py)."""

@@ -69,14 +69,32 @@ def share_of(file_name: str) -> float:
 
 
 def take_share(content: Content, share: tuple[float, float]) -> Content:
-    """The images whose `share_of` lies in [low, high), with their annotations."""
+    """The images whose `share_of` lies in [low, high), with their annotations.
+
+    Neither the share nor the rest is empty: where need be, the image nearest to the border between
+    them goes over.
+
+    Args:
+      content: the whole set.
+      share: (low, high).
+
+    Raises:
+      UserError: there is one image.
+    """
     if share == ALL:
         return content
-    low, high = share
+    shares = [_share_of_entry(entry) for entry in content.images]
+    named = {value for value in shares if value is not None}
+    if len(named) == 1 and not content.bad_images:
+        raise UserError(
+            f"{content.path}: one image cannot be split into train and val: data.val_fraction "
+            "needs at least two images (Roboflow's copies of one picture count as one). Add some, "
+            "or give images for validation by themselves."
+        )
+    chosen = _chosen(named, share)
     kept, left = [], set()
-    for entry in content.images:
-        name = entry.get("file_name") if isinstance(entry, dict) else None
-        if not isinstance(name, str) or low <= share_of(name) < high:
+    for entry, value in zip(content.images, shares, strict=True):
+        if value is None or value in chosen:
             kept.append(entry)
         elif is_id(entry.get("id")):
             left.add(entry["id"])
@@ -88,6 +106,26 @@ def take_share(content: Content, share: tuple[float, float]) -> Content:
     return content._replace(
         images=kept, annotations=[entry for entry in content.annotations if stays(entry)]
     )
+
+
+def _share_of_entry(entry: Any) -> float | None:
+    """`share_of` an image entry; None where it has no file name."""
+    name = entry.get("file_name") if isinstance(entry, dict) else None
+    return share_of(name) if isinstance(name, str) else None
+
+
+def _chosen(values: set[float], share: tuple[float, float]) -> set[float]:
+    """Those of some numbers that lie in [low, high); of several at least one, and not all.
+
+    >>> _chosen({0.3, 0.5, 0.9}, (0.0, 0.2)), _chosen({0.3, 0.5, 0.9}, (0.2, 1.0)) == {0.5, 0.9}
+    ({0.3}, True)
+    """
+    low, high = share
+    chosen = {value for value in values if low <= value < high}
+    if len(values) > 1 and (not chosen or chosen == values):
+        border = high if low == 0 else low
+        chosen ^= {min(values, key=lambda value: abs(value - border))}
+    return chosen
 
 
 def make_dataset(content: Content, *, name: str, config: DataConfig) -> DetectionDataset:

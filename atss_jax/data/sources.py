@@ -127,10 +127,4 @@ def _read(
         content = coco.read(source, without_annotations=True)
     else:
         content = load_format(source.kind).read(source)
-    part = take_share(content, source.share)
-    if content.images and not part.images:
-        raise UserError(
-            f"{content.path}: data.val_fraction={config.val_fraction} leaves no image for {name}. "
-            "Choose another."
-        )
-    return make_dataset(part, name=name, config=config)
+    return make_dataset(take_share(content, source.share), name=name, config=config)
