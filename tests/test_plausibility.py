@@ -14,6 +14,7 @@ from atss_jax.data.plausibility import COLUMNS, MAX_LINES, start_report
 from atss_jax.data.sources import load_split
 from atss_jax.errors import UserError
 from atss_jax.run import build
+from atss_jax.run.check_data import val_lines
 from atss_jax.run.recipe import Recipe
 
 Content = dict[str, list[dict]]
@@ -191,6 +192,37 @@ def test_class_shares_that_differ(tmp_path):
         entry["category_id"] = 2
     text = "\n".join(report(write(tmp_path / "two", contents)))
     assert "! in val and never in train: a" in text
+
+
+def test_classes_that_one_set_alone_lists(tmp_path):
+    """As `atss check` compares them; a run matches them, or stops."""
+    contents = change_boxes(list)
+    contents["train"]["categories"] += [{"id": 3, "name": "c"}, {"id": 4, "name": "root"}]
+    contents["train"]["annotations"][0]["category_id"] = 3
+    contents["valid"]["categories"] += [{"id": 8, "name": "unused"}, {"id": 9, "name": "new"}]
+    root = write(tmp_path / "set", contents)
+    train, val = (load_split(DataConfig(root=str(root)), split) for split in ("train", "val"))
+    lines = val_lines(train, val)[-4:]
+    assert lines == [
+        "  left out, no box in train or val has the class: root",
+        "  val does not list the class, it is added there: c",
+        "  train does not list the class, it is left out of val: unused, new",
+        "  in train and never in val, so without an AP: c",
+    ]
+    text = "\n".join(report(root))
+    assert "3 classes: " in text and "c 1 (val 0)" in text
+    assert "in train and never in val, so without an AP: c" in text
+    contents["valid"]["annotations"][0]["category_id"] = 9
+    root = write(tmp_path / "more", contents)
+    train, val = (load_split(DataConfig(root=str(root)), split) for split in ("train", "val"))
+    stops = "  ! train does not list the class, so that training stops: new (1 in val)"
+    assert stops in val_lines(train, val)
+    with pytest.raises(UserError, match="only in the second: .'new'."):
+        report(root)
+    same = change_boxes(list)
+    root = write(tmp_path / "same", same)
+    train, val = (load_split(DataConfig(root=str(root)), split) for split in ("train", "val"))
+    assert val_lines(train, val)[-1] == "  no file in both, the same classes"
 
 
 def test_at_most_fifteen_lines(tmp_path):

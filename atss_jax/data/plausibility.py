@@ -70,7 +70,7 @@ def _fit(entries: list[str]) -> list[str]:
 
 
 def compare(train: DetectionDataset, val: DetectionDataset) -> list[str]:
-    """What is wrong between the sets: shared files, class shares, classes nobody has."""
+    """What is wrong between the sets: shared files, class shares, classes that only one has."""
     lines = []
     if train.digests is not None and val.digests is not None:
         shared = np.flatnonzero(np.isin(val.digests, train.digests))
@@ -83,9 +83,9 @@ def compare(train: DetectionDataset, val: DetectionDataset) -> list[str]:
     if train.dropped_classes:
         names = ", ".join(train.dropped_classes)
         lines.append(f"left out, no box in train or val has the class: {names}")
-    if train.class_names != val.class_names:
-        return lines
-    counts = [class_counts(dataset) for dataset in (train, val)]
+    lines += _only_listed_once(train, val)
+    in_val = dict(zip(val.class_names, class_counts(val).tolist(), strict=True))
+    counts = [class_counts(train), np.array([in_val.get(name, 0) for name in train.class_names])]
     empty = [n for n in range(len(train.class_names)) if not counts[0][n] + counts[1][n]]
     if empty:
         names = ", ".join(f"{train.class_names[n]} (id {train.category_id(n)})" for n in empty)
@@ -94,6 +94,10 @@ def compare(train: DetectionDataset, val: DetectionDataset) -> list[str]:
     if only_val:
         names = ", ".join(train.class_names[n] for n in only_val)
         lines.append(f"! in val and never in train: {names}")
+    only_train = [n for n in range(len(counts[0])) if counts[0][n] and not counts[1][n]]
+    if only_train:
+        names = ", ".join(train.class_names[n] for n in only_train)
+        lines.append(f"in train and never in val, so without an AP: {names}")
     shares = [c / max(1, c.sum()) for c in counts]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.maximum(shares[0] / shares[1], shares[1] / shares[0])
@@ -105,6 +109,28 @@ def compare(train: DetectionDataset, val: DetectionDataset) -> list[str]:
             for n in wild.tolist()
         ]
         lines.append(f"! class shares differ: {', '.join(parts)}")
+    return lines
+
+
+def _only_listed_once(train: DetectionDataset, val: DetectionDataset) -> list[str]:
+    """Says which classes only one of the sets lists; none where the run has matched them."""
+    lines = []
+    missing = [name for name in train.class_names if name not in val.class_names]
+    if missing:
+        lines.append(f"val does not list the class, it is added there: {', '.join(missing)}")
+    in_val = dict(zip(val.class_names, val.class_counts().tolist(), strict=True))
+    rest = {
+        name: count
+        for name, count in in_val.items()
+        if name not in train.class_names and name not in train.dropped_classes
+    }
+    unused = [name for name, count in rest.items() if not count]
+    if unused:
+        lines.append(f"train does not list the class, it is left out of val: {', '.join(unused)}")
+    unknown = [f"{name} ({count} in val)" for name, count in rest.items() if count]
+    if unknown:
+        names = ", ".join(unknown)
+        lines.append(f"! train does not list the class, so that training stops: {names}")
     return lines
 
 

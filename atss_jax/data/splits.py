@@ -27,6 +27,8 @@ class SplitSource(NamedTuple):
     """YOLO: the split's name in data.yaml. VOC: the list of names; "" for all."""
     share: tuple[float, float] = ALL
     """Only the images whose `share_of` lies in [low, high)."""
+    other_annotations: str = ""
+    """VOC: the other split's folder of XML files, whose classes count too; "" where it is one."""
 
     def __str__(self) -> str:
         """On one line."""

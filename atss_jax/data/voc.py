@@ -2,20 +2,25 @@
 
 Coordinates count pixels from 1, and both ends belong to the box, as Pascal VOC defines them; in a
 set that has fractions or values below 1 they are continuous, from 0. "difficult" objects are
-treated as COCO's crowds: neither trained on nor counted as missed.
+treated as COCO's crowds: neither trained on nor counted as missed. No file lists the classes: they
+are the names in the XML files of all splits.
 """
 
 import os
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from atss_jax.data.content import Content
 from atss_jax.data.health import Finding
 from atss_jax.data.media_files import IMAGE_SUFFIXES
-from atss_jax.data.splits import Layout, SplitSource, folders
+from atss_jax.data.splits import Layout, SplitSource, files_of, folders
 from atss_jax.errors import UserError
+
+MAX_ERRORS = 5
+"""So many errors of XML files are shown where none has an object."""
 
 
 class _Object(NamedTuple):
@@ -30,6 +35,7 @@ class _Object(NamedTuple):
 class _Page(NamedTuple):
     """An XML file."""
 
+    path: str
     file_name: str
     size: tuple[int, int] | None
     """(h, w)."""
@@ -45,29 +51,24 @@ def read(source: SplitSource) -> Content:
         of one image per line, "" for all XML files.
 
     Raises:
-      UserError: a list that is empty, or no XML file.
+      UserError: a list that is empty, no XML file, or no object in any.
     """
     annotations, images, names = source.annotations, source.images, source.names
-    stems = sorted(p.stem for p in Path(annotations).iterdir() if p.suffix.lower() == ".xml")
-    if not stems:
+    pages = _read_pages(annotations)
+    if not pages:
         raise UserError(f"{annotations}: no XML file there.")
-    pages, bad_images = {}, []
-    for stem in stems:
-        try:
-            pages[stem] = _read_page(Path(annotations) / f"{stem}.xml")
-        except (ElementTree.ParseError, OSError, ValueError) as error:
-            pages[stem] = f"{annotations}/{stem}.xml: not an XML file ({error})"
-    good = [page for page in pages.values() if isinstance(page, _Page)]
-    every = [o.corners for page in good for o in page.objects]
-    is_continuous = any(min(c) < 1 or any(v % 1 for v in c) for c in every)
-    categories = sorted({o.name for page in good for o in page.objects})
-    id_of = {name: n for n, name in enumerate(categories, 1)}
-    wanted = _read_names(names) if names else stems
+    others = _read_pages(source.other_annotations) if source.other_annotations else {}
+    every = [*pages.values(), *others.values()]
+    objects = [o for page in every if isinstance(page, _Page) for o in page.objects]
+    if not objects:
+        raise UserError(_nothing_message(annotations, pages))
+    is_continuous = any(min(o.corners) < 1 or any(v % 1 for v in o.corners) for o in objects)
+    id_of = {name: n for n, name in enumerate(sorted({o.name for o in objects}), 1)}
+    wanted = _read_names(names, pages) if names else list(pages)
     files = defaultdict(list)
-    for file in os.listdir(images):
-        if file.lower().endswith(IMAGE_SUFFIXES):
-            files[os.path.splitext(file)[0]].append(file)
-    entries, boxes, bad = [], [], []
+    for file in files_of(images, *IMAGE_SUFFIXES):
+        files[os.path.splitext(file)[0]].append(file)
+    entries, boxes, bad, bad_images = [], [], [], []
     for stem in wanted:
         page = pages.get(stem, f"{annotations}/{stem}.xml: no such file")
         if isinstance(page, str):
@@ -77,8 +78,7 @@ def read(source: SplitSource) -> Content:
         name = page.file_name if page.file_name in options else options[0]
         height, width = page.size or (None, None)
         entries.append({"id": name, "file_name": name, "height": height, "width": width})
-        about = f"{annotations}/{stem}.xml"
-        bad += [Finding("object_xml", f"{about}: {error}", name) for error in page.errors]
+        bad += [Finding("object_xml", f"{page.path}: {error}", name) for error in page.errors]
         for n, (kind, corners, is_difficult) in enumerate(page.objects, 1):
             x1, y1, x2, y2 = corners
             box = [x1, y1, x2 - x1, y2 - y1]
@@ -107,13 +107,48 @@ def read(source: SplitSource) -> Content:
     )
 
 
-def _read_names(path: str) -> list[str]:
-    """Names of a list; a second column, as the lists of one class have, is not read."""
-    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    names = [line.split()[0] for line in lines if line.strip()]
+def _nothing_message(folder: str, pages: Mapping[str, _Page | str]) -> str:
+    """What is wrong with XML files none of which has an object; names the first of them."""
+    errors = []
+    for page in pages.values():
+        errors += [page] if isinstance(page, str) else [f"{page.path}: {e}" for e in page.errors]
+    found = "".join(f"\n  {error}" for error in errors[:MAX_ERRORS])
+    more = f"\n  and {len(errors) - MAX_ERRORS} more" if len(errors) > MAX_ERRORS else ""
+    return (
+        f"{folder}: none of its {len(pages)} XML files has an object (a name, and a bndbox with "
+        f"xmin, ymin, xmax and ymax).{found}{more}"
+    )
+
+
+def _read_names(path: str, known: Collection[str]) -> list[str]:
+    """Names of a list; the -1, 0 or 1 that lists of one class have behind a name is not read.
+
+    Args:
+      path: of the list.
+      known: names that there are, which may hold spaces.
+    """
+    names = []
+    for line in Path(path).read_text(encoding="utf-8-sig").splitlines():
+        name = line.strip()
+        words = name.rsplit(maxsplit=1)
+        if len(words) == 2 and name not in known and words[1] in ("-1", "0", "1"):
+            name = words[0]
+        names += [name] if name else []
     if not names:
         raise UserError(f"{path}: the list is empty.")
     return list(dict.fromkeys(names))
+
+
+def _read_pages(folder: str) -> dict[str, _Page | str]:
+    """The XML files of a folder by their names without the suffix; an error for a bad one."""
+    pages: dict[str, _Page | str] = {}
+    for name in files_of(folder, ".xml"):
+        path = Path(folder, name)
+        try:
+            pages[path.stem] = _read_page(path)
+        except (ElementTree.ParseError, OSError, ValueError, LookupError, OverflowError) as error:
+            pages[path.stem] = f"{path}: not an XML file ({error})"
+    return pages
 
 
 def _read_page(path: Path) -> _Page:
@@ -137,7 +172,7 @@ def _read_page(path: Path) -> _Page:
         is_difficult = (element.findtext("difficult") or "0").strip() == "1"
         objects.append(_Object(name, (x1, y1, x2, y2), is_difficult))
     file_name = os.path.basename((root.findtext("filename") or "").strip().replace("\\", "/"))
-    return _Page(file_name, size, objects, errors)
+    return _Page(str(path), file_name, size, objects, errors)
 
 
 def find(root: str, val_fraction: float) -> Layout | None:
@@ -154,12 +189,16 @@ def find(root: str, val_fraction: float) -> Layout | None:
         train, val = there.get("train"), there.get(split)
         if train and val and _has_xml(train) and _has_xml(val):
             return Layout(
-                "Pascal VOC", SplitSource("voc", train, train), SplitSource("voc", val, val)
+                "Pascal VOC",
+                SplitSource("voc", train, train, other_annotations=val),
+                SplitSource("voc", val, val, other_annotations=train),
             )
     pages = there.get("annotations", root)
     if not _has_xml(pages):
         return None
-    images = there.get("jpegimages") or there.get("images") or pages
+    places = [there.get("jpegimages"), there.get("images"), pages, root]
+    places = [place for place in places if place]
+    images = next((p for p in places if files_of(p, *IMAGE_SUFFIXES)), places[0])
     lists = os.path.join(there.get("imagesets", ""), "Main")
     names = {n: f"{lists}/{n}.txt" for n in ("train", "trainval", "val", "test")}
     names = {n: path for n, path in names.items() if os.path.isfile(path)}
@@ -179,5 +218,4 @@ def find(root: str, val_fraction: float) -> Layout | None:
 
 
 def _has_xml(folder: str) -> bool:
-    with os.scandir(folder) as entries:
-        return any(entry.name.lower().endswith(".xml") for entry in entries)
+    return bool(files_of(folder, ".xml"))

@@ -1,9 +1,11 @@
 """The classes of a network and of data: compared by name, mapped where only the order differs.
 
 A class that no box has would only be learnt as "never". Roboflow lists such a one as the root of
-its categories.
+its categories. A set that is evaluated may lack classes of the network: they have no AP then.
 """
 
+import dataclasses
+import itertools
 import json
 import logging
 from collections.abc import Sequence
@@ -36,15 +38,17 @@ def read_classes(workdir: epath.Path) -> tuple[tuple[str, ...], tuple[int, ...]]
 def in_order_of(dataset: DetectionDataset, names: Sequence[str], whose: str) -> DetectionDataset:
     """A data set whose labels are those of a network: classes are matched by name.
 
-    Category ids stay those of the data set. Another order is reported.
+    Category ids stay those of the data set. Another order, and what is left out or added, is
+    reported.
 
     Args:
-      dataset: with the same classes, in any order; others are left out where no box has them.
+      dataset: with the same classes, in any order; others are left out where no box has them, and
+        those that are missing are added without boxes.
       names: of the network, by class index.
       whose: what the names are of, for messages.
 
     Raises:
-      UserError: other classes; shows both lists.
+      UserError: a box has another class, or no class is in both; shows both lists.
     """
     names = tuple(names)
     counts = dict(zip(dataset.class_names, dataset.class_counts().tolist(), strict=True))
@@ -54,14 +58,23 @@ def in_order_of(dataset: DetectionDataset, names: Sequence[str], whose: str) -> 
         dataset = dataset.with_classes([name for name in counts if name not in unused])
     if dataset.class_names == names:
         return dataset
-    if sorted(dataset.class_names) != sorted(names) or len(set(names)) < len(names):
-        only_there = [name for name in names if name not in dataset.class_names]
-        only_here = [name for name in dataset.class_names if name not in names]
+    only_there = [name for name in names if name not in dataset.class_names]
+    only_here = [name for name in dataset.class_names if name not in names]
+    if only_here or not dataset.class_names or len(set(names)) < len(names):
         raise UserError(
             f"the classes of {whose} and {dataset.name} differ: {list(names)} and "
             f"{list(dataset.class_names)} (only in the first: {only_there or 'none'}; only in the "
-            f"second: {only_here or 'none'}). Use the same categories in both."
+            f"second: {only_here or 'none'}). Classes with boxes in the second must be in the "
+            "first: name them alike, or remove those boxes."
         )
+    if only_there:
+        logging.warning(
+            "%s lacks classes of %s: added without boxes, so without an AP: %s",
+            dataset.name,
+            whose,
+            ", ".join(only_there),
+        )
+        return _with_new(dataset, only_there).with_classes(names)
     logging.warning(
         "%s has the classes of %s in another order: matched by name (%s)",
         dataset.name,
@@ -69,6 +82,20 @@ def in_order_of(dataset: DetectionDataset, names: Sequence[str], whose: str) -> 
         ", ".join(names),
     )
     return dataset.with_classes(names)
+
+
+def _with_new(dataset: DetectionDataset, names: Sequence[str]) -> DetectionDataset:
+    """A data set with further classes that no box has; they get ids that are free."""
+    originals = dataset.original_category_ids
+    taken = {*dataset.category_ids, *(originals or ())}
+    free = (id_ for id_ in itertools.count(1) if id_ not in taken)
+    ids = tuple(itertools.islice(free, len(names)))
+    return dataclasses.replace(
+        dataset,
+        class_names=(*dataset.class_names, *names),
+        category_ids=(*dataset.category_ids, *ids),
+        original_category_ids=None if originals is None else (*originals, *ids),
+    )
 
 
 def without_unused(
