@@ -98,7 +98,8 @@ class Detector:
             another network.
         """
         quiet_dependencies()
-        if isinstance(path, str) and path.startswith(hub.PREFIX):
+        path = recipe_io.expand_user(path)
+        if path.startswith(hub.PREFIX):
             path = pretrained.local_path(path)
         folder = epath.Path(path)
         if not folder.is_dir():

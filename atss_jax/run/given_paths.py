@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from atss_jax.data.config import DataConfig
 from atss_jax.errors import MissingFileError, UserError
-from atss_jax.run import given_run
+from atss_jax.run import given_run, recipe_io
 from atss_jax.run.config import PredictConfig
 from atss_jax.run.mode_table import MODES
 from atss_jax.run.recipe import Recipe
@@ -46,6 +46,24 @@ def check(recipe: Recipe, mode: str, workdir: str, checkpoint: str = "last") -> 
         _check_onnx()
     if mode == "predict":
         _check_input(recipe.predict, workdir)
+
+
+def with_home(argv: Sequence[str]) -> list[str]:
+    """Flags with "~" written out in --workdir; paths of the recipe are by `recipe_from_mapping`.
+
+    >>> home = os.path.expanduser("~")
+    >>> with_home(["--workdir=~/mine", "--mode=eval"]) == [f"--workdir={home}/mine", "--mode=eval"]
+    True
+    """
+    done = []
+    for before, argument in zip(["", *argv], argv, strict=False):
+        name, equals, path = argument.partition("=")
+        if equals and name in ("--workdir", "-workdir"):
+            argument = f"{name}={recipe_io.expand_user(path)}"
+        elif before in ("--workdir", "-workdir"):
+            argument = recipe_io.expand_user(argument)
+        done.append(argument)
+    return done
 
 
 def check_workdir(workdir: str) -> None:
@@ -87,7 +105,7 @@ def _check_data(data: DataConfig, splits: Sequence[str]) -> None:
                         f"config.data.{name} is empty. Give the path{other}, or the folder of "
                         "your data as config.data.root."
                     )
-                if not _is_remote(path) and not os.path.exists(os.path.expanduser(path)):
+                if not _is_remote(path) and not os.path.exists(path):
                     raise MissingFileError(
                         f"config.data.{name}={path!r} does not exist. Check the path."
                     )
@@ -96,19 +114,18 @@ def _check_data(data: DataConfig, splits: Sequence[str]) -> None:
 def _check_weights(path: str) -> None:
     from atss_jax.models import hub
 
-    local = os.path.expanduser(path)
     if hub.is_hub_name(path) and not path.startswith("workdirs/"):
         name = hub.parse_name(path)
         hub.check_client(name, name.file or hub.WEIGHTS_FILE, option="config.model.init_from")
         return
     if not path or _is_remote(path):
         return
-    if os.path.isdir(local):
-        if not os.path.exists(os.path.join(local, "config.json")):
+    if os.path.isdir(path):
+        if not os.path.exists(os.path.join(path, "config.json")):
             raise UserError(
                 f"config.model.init_from={path!r}: a folder without config.json. {_WEIGHTS_HINT}"
             )
-    elif not os.path.exists(local):
+    elif not os.path.exists(path):
         raise MissingFileError(
             f"config.model.init_from={path!r}: no such file or folder. {_WEIGHTS_HINT}"
         )

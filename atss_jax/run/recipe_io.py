@@ -3,15 +3,18 @@
 import dataclasses
 import difflib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, get_type_hints, runtime_checkable
+from typing import Any, Protocol, TypeVar, get_type_hints, runtime_checkable
 
 from atss_jax.config import ConfigGroup, field_infos
 from atss_jax.data.config import DataConfig, moved_message
 from atss_jax.errors import UserError
 from atss_jax.run.recipe import Recipe
+
+Group = TypeVar("Group", bound=ConfigGroup)
 
 GROUPS: dict[str, type[ConfigGroup]] = get_type_hints(Recipe)
 """Name of a group -> its dataclass."""
@@ -74,6 +77,26 @@ WITHOUT_FIELD = {
 
 AUTO_FIELDS = {"data.image_size": 0, "data.global_batch": 0, "data.max_boxes": 0}
 """Fields that "auto" may be given for -> the number that it is."""
+
+
+PATH_FIELDS = {
+    "data": (
+        *("root", "data_dir"),
+        *("train_annotations", "train_images", "val_annotations", "val_images"),
+    ),
+    "model": ("init_from",),
+    "predict": ("input", "output"),
+}
+"""Group -> fields in which "~" is the home folder."""
+
+
+def expand_user(path: str | os.PathLike) -> str:
+    """A path with "~" at its start written out; anything else as it is, hf:// and gs:// too.
+
+    >>> expand_user("~/photos") == os.path.expanduser("~") + "/photos", expand_user("gs://a/~")
+    (True, 'gs://a/~')
+    """
+    return os.path.expanduser(os.fspath(path))
 
 
 def field_names() -> list[str]:
@@ -144,6 +167,8 @@ def wrong_value_message(name: str, text: str) -> str:
 def recipe_from_mapping(values: Mapping[str, Any]) -> Recipe:
     """A recipe from nested mappings (a ConfigDict, or JSON); what is not given has its default.
 
+    "~" is written out in paths.
+
     Raises:
       UserError: a group or field is unknown, or a value is wrong.
     """
@@ -155,9 +180,18 @@ def recipe_from_mapping(values: Mapping[str, Any]) -> Recipe:
         for field in GROUPS[group].upgrade(fields):
             if f"{group}.{field}" not in field_names():
                 raise UserError(unknown_field_message(f"{group}.{field}"))
-    return Recipe(
-        **{name: kind.from_mapping(values.get(name, {})) for name, kind in GROUPS.items()}  # type: ignore[arg-type]
-    )
+    groups = {name: kind.from_mapping(values.get(name, {})) for name, kind in GROUPS.items()}
+    return Recipe(**{name: _expanded(group) for name, group in groups.items()})  # type: ignore[arg-type]
+
+
+def _expanded(group: Group) -> Group:
+    """A group with its paths written out."""
+    found = {}
+    for field in PATH_FIELDS.get(group.group, ()):
+        given: str | tuple[str, ...] = getattr(group, field)
+        is_one = isinstance(given, str)
+        found[field] = expand_user(given) if is_one else tuple(map(expand_user, given))
+    return dataclasses.replace(group, **found)  # type: ignore[type-var]
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
