@@ -1,5 +1,6 @@
 """The scripts around the data, run in this process on a small set."""
 
+import argparse
 import dataclasses
 import json
 import re
@@ -10,11 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
 from atss_jax import cli
+from atss_jax.data.config import DataConfig
+from atss_jax.data.sources import load_split
 from atss_jax.data.tfds_builders import load_tfds
-from atss_jax.run import auto_fields, build, recipe_files, recipe_io
+from atss_jax.run import auto_fields, build, check_data, recipe_files, recipe_io
 from tests.test_loader import make_set
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -134,6 +138,8 @@ def test_browse_and_check_see_what_training_sees(atss, tmp_path):
         (["check", "--data.image_size=64", "--short_side=96"], "both given"),
         (["check", "--root=elsewhere"], "not both"),
         (["browse", "--data.image_size=8"], "at least 32 px"),
+        (["browse", "--data.val_fraction=1.5"], "data.val_fraction=1.5: must be above 0 and below"),
+        (["check", "--data.val_fraction=half"], "invalid float value: 'half'"),
     ],
 )
 def test_browse_and_check_refuse(tmp_path, capsys, arguments, message):
@@ -152,6 +158,42 @@ def test_check_speaks_of_both_parts(atss, tmp_path):
     shown, _ = atss("check", str(tmp_path / "data"), "--split=val")
     assert re.findall(r"^part: (\S+)", shown, re.M) == ["data/val"]
     assert "min / 25 % / median / 75 % / max of boxes per image: " in shown
+
+
+def test_check_and_browse_split_as_asked(atss, tmp_path, capsys):
+    make_set_folder(tmp_path / "data", 40)
+    counts = []
+    for fraction in ("0.2", "0.5", "0.001"):
+        printed, _ = atss("check", str(tmp_path / "data"), f"--data.val_fraction={fraction}")
+        counts.append([int(n) for n in re.findall(r"images: (\d+) good", printed)])
+    recipe = recipe_io.recipe_from_mapping({"data": {"root": str(tmp_path / "data")}})
+    sets = build.load_sets(recipe)
+    assert counts[0] == [dataset.num_records for dataset in sets] and counts[2] == [39, 1]
+    assert counts[1] != counts[0] and sum(counts[1]) == 40
+    options = ["--split=val", "--data.val_fraction=0.001", "--batches=1", "--tile_width=60"]
+    printed, status = atss("browse", str(tmp_path / "data"), *options, f"--out={tmp_path}/a.png")
+    assert status == 0 and "1 batches of" in printed
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(recipe_io.recipe_to_json(recipe))
+    assert cli.main(["browse", str(tmp_path / "run"), "--data.val_fraction=0.5"]) == 2
+    assert "--data.val_fraction: the run in" in capsys.readouterr().err
+
+
+def test_box_sides_are_those_of_resized_images(tmp_path):
+    """The long side binds in one of the images."""
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    for id_, (height, width) in ((1, (300, 400)), (2, (200, 2000))):
+        cv2.imwrite(str(tmp_path / f"{id_}.png"), np.zeros((height, width, 3), np.uint8))
+        size = {"height": height, "width": width}
+        content["images"].append({"id": id_, "file_name": f"{id_}.png", **size})
+        box = {"bbox": [5, 5, 40, 40], "area": 1600, "category_id": 1}
+        content["annotations"].append({"id": id_, "image_id": id_, **box})
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    config = DataConfig(train_annotations=f"{tmp_path}/a.json", train_images=str(tmp_path))
+    sizes = argparse.Namespace(short_side=240, max_long_side=320, buckets=((256, 320),))
+    lines = check_data.report(load_split(config, "train"), sizes)
+    wanted = "box sides at short side 240, long side 320 px: 6.4 / 12.8 / 19.2 / 25.6 / 32"
+    assert [line for line in lines if "at short side 240, long side 320 px" in line] == [wanted]
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from atss_jax.errors import UserError
 from atss_jax.run import build, training_view
 from atss_jax.run.arguments import HelpFormatter, Parser
 from atss_jax.run.recipe import Recipe
+from atss_jax.run.recipe_io import expand_user
 from atss_jax.structures import Batch
 
 DEFAULT_BUCKETS = "800x1088,800x1216,800x1344,1088x800,1216x800,1344x800"
@@ -37,12 +38,22 @@ SIZE_OPTIONS = ("buckets", "short_sides", "max_long_side")
 
 def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     """Where the data is."""
-    parser.add_argument("--root", default="", help="folder of a set in any known layout")
-    parser.add_argument("--annotations", default="", help="COCO-format JSON file, instead")
-    parser.add_argument("--images", default="", help="folder that its file names start from")
-    parser.add_argument("--data_dir", default="", help="folder of prepared sets, instead")
+    for name, text in (
+        ("root", "folder of a set in any known layout"),
+        ("annotations", "COCO-format JSON file, instead"),
+        ("images", "folder that its file names start from"),
+        ("data_dir", "folder of prepared sets, instead"),
+    ):
+        parser.add_argument(f"--{name}", type=expand_user, default="", help=text)
     parser.add_argument("--name", default="data", help="of the prepared set")
     parser.add_argument("--split", default="train", help="of --root (train, val), or prepared")
+    parser.add_argument(
+        "--data.val_fraction",
+        dest="val_fraction",
+        type=float,
+        metavar="SHARE",
+        help="of the images that validate, as for `atss train`",
+    )
     parser.add_argument("--on_error", default="strict", help="strict or skip")
     parser.add_argument("--max_bad_fraction", type=float, default=0.01)
     parser.add_argument("--exif", default="ignore", help="ignore, apply or error")
@@ -56,7 +67,7 @@ def parse_with_folder(
     Raises:
       UserError: the folder is given twice, or an argument is wrong.
     """
-    parser.add_argument("folder", nargs="?", default="", help=help_text)
+    parser.add_argument("folder", nargs="?", type=expand_user, default="", help=help_text)
     args = parser.parse_intermixed_args(list(arguments))
     if args.folder and args.root:
         raise UserError(f"{parser.prog}: give {args.folder}, or --root={args.root}, not both.")
@@ -72,7 +83,9 @@ def load(args: argparse.Namespace) -> DetectionDataset:
             "give a folder, or --annotations and --images, or --data_dir, --name and --split."
         )
     is_val = args.split in ("val", "valid", "validation")
+    split = {} if args.val_fraction is None else {"val_fraction": args.val_fraction}
     config = DataConfig(
+        **split,
         root=args.root,
         source="array_record" if args.data_dir else "coco_json",
         name=args.name,
@@ -151,10 +164,11 @@ def training_of(args: argparse.Namespace) -> tuple[Recipe, DetectionDataset, str
     is_given = training_view.check_sizes_given_once(args, SIZE_OPTIONS)
     recipe = training_view.of_run(args.root)
     if recipe is not None:
-        if args.image_size is not None:
-            raise UserError(
-                f"--data.image_size: the run in {args.root} has its size. Give the folder of data."
-            )
+        for name in ("image_size", "val_fraction"):
+            if getattr(args, name) is not None:
+                raise UserError(
+                    f"--data.{name}: the run in {args.root} has its own. Give the folder of data."
+                )
         train_set, val_set = build.load_sets(recipe)
         dataset = val_set if args.split == "val" else train_set
         line = f"as in the run {args.root}: short side {recipe.data.short_side} px"

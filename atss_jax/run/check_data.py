@@ -53,7 +53,9 @@ def report(dataset: DetectionDataset, args: argparse.Namespace) -> list[str]:
     sides = a.xywh[:, 2:][~a.is_crowd]
     area = a.area[~a.is_crowd]
     height, width = dataset.sizes[:, 0], dataset.sizes[:, 1]
-    scale = args.short_side / np.minimum(height, width)
+    limits = (args.short_side, args.max_long_side)
+    resized = np.array([resized_size((h, w), *limits) for h, w in dataset.sizes.tolist()])
+    scale = np.sqrt(np.prod(resized / dataset.sizes, axis=1))
     lines = [
         f"part: {dataset.name}",
         f"images: {dataset.num_records} good of {health.num_images} listed",
@@ -65,7 +67,7 @@ def report(dataset: DetectionDataset, args: argparse.Namespace) -> list[str]:
         f"long sides, px: {percentiles(np.maximum(height, width))}",
         f"aspect ratios w/h: {percentiles(width / height)}",
         f"box sides (root of w*h), px of the files: {percentiles(np.sqrt(np.prod(sides, axis=1)))}",
-        f"box sides at short side {args.short_side} px: "
+        f"box sides at short side {args.short_side}, long side {args.max_long_side} px: "
         + percentiles(np.sqrt(np.prod(sides, axis=1)) * scale[a.record[~a.is_crowd]]),
         f"box aspect ratios w/h: {percentiles(sides[:, 0] / sides[:, 1])}",
         "small / medium / large objects, by area in px of the files (limits 32^2, 96^2): "
