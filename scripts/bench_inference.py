@@ -1,7 +1,9 @@
 """Times inference on this machine: forward pass and post-processing apart, latency and throughput.
 
     python scripts/bench_inference.py --height 800 --width 1344 --threads 1
+    python scripts/bench_inference.py --threads 1 --recipes quickstart atss_r50_fpn_1x
 
+With --recipes, each is timed as a whole on one image of its largest bucket, from random weights.
 Post-processing runs on made-up dense scores, as torchvision's does in the same run where PyTorch
 and torchvision are installed: about 1000 candidates on each of P3..P5 ("typical"), and an
 undecided classifier with every pair a candidate ("saturated"). Prints a table and, last, one line
@@ -11,6 +13,7 @@ of JSON.
 import argparse
 import functools
 import json
+import math
 import os
 import statistics
 import sys
@@ -32,9 +35,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all")
     parser.add_argument("--no-forward", action="store_true", help="post-processing only")
+    parser.add_argument("--recipes", nargs="+", help="time these recipes instead")
     arguments = parser.parse_args()
     if arguments.threads:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-arguments.threads :])
+    if arguments.recipes:
+        show(recipe_rows(arguments), arguments)
+        return
     rows = jax_rows(arguments)
     try:
         import torch  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
@@ -43,6 +50,11 @@ def main() -> None:
         print("torchvision is not installed: no comparison", file=sys.stderr)
     else:
         rows += torch_rows(arguments)
+    show(rows, arguments)
+
+
+def show(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """Prints the table and the line of JSON."""
     print(f"{'what':46} {'median ms':>10} {'fastest':>9} {'CPU ms':>9} {'images/s':>9}")
     for row in rows:
         print(
@@ -170,6 +182,32 @@ def jax_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 batch, arguments.repeats,
             )
         )  # fmt: skip
+    return rows
+
+
+def recipe_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One image with post-processing, for each recipe."""
+    import jax
+    import jax.numpy as jnp
+
+    from atss_jax.models.detector import DetectorNetwork, init_variables
+    from atss_jax.run import predict_steps, recipe_files, recipe_io
+
+    rows = []
+    for name in arguments.recipes:
+        recipe = recipe_io.recipe_from_mapping(recipe_files.load_recipe(name).to_dict())
+        shape = max(recipe.data.buckets, key=math.prod)
+        model = DetectorNetwork(recipe.model, arguments.classes, recipe.anchors.num_per_location)
+        variables = init_variables(model, shape, 0)
+        step = predict_steps.predict_step(recipe, model)
+        images = jnp.asarray(np.random.default_rng(1).integers(0, 256, (1, *shape, 3), np.uint8))
+        given = (variables, images, jnp.array([shape], jnp.int32), jnp.ones((1, 2)))
+        what = f"{name}, {shape[0]}x{shape[1]}"
+        call = functools.partial(step, *given)
+        rows.append(
+            timed(what, lambda call=call: jax.block_until_ready(call()), 1, arguments.repeats)
+        )
+        print(f"{what}: {rows[-1]['cpu_ms']:.0f} ms of CPU", file=sys.stderr)
     return rows
 
 
