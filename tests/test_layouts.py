@@ -192,6 +192,15 @@ def test_five_layouts_give_the_same_batches_and_metrics(roots):
             assert metrics(dataset) == want_metrics, (kind, split)
 
 
+def test_a_folder_can_be_evaluated_whole(roots):
+    root = str(roots["one COCO JSON file"])
+    halves = [load_split(DataConfig(root=root), split).num_records for split in ("train", "val")]
+    whole = DataConfig(root=root, val_fraction=1)
+    assert load_split(whole, "val").num_records == sum(halves) and min(halves) > 0
+    with pytest.raises(UserError, match="leaves no image to train on"):
+        load_split(whole, "train")
+
+
 def test_what_was_found_is_said(roots):
     text = str(find_layout(roots["Roboflow's COCO"]))
     root = roots["Roboflow's COCO"]
@@ -200,7 +209,8 @@ def test_what_was_found_is_said(roots):
         f"  train: {root}/train/_annotations.coco.json with images in {root}/train",
         f"  val: {root}/valid/_annotations.coco.json with images in {root}/valid",
     ]
-    assert "images, 70% by file name" in str(find_layout(roots["one COCO JSON file"], 0.3).train)
+    one = roots["one COCO JSON file"]
+    assert "images, 70% of them by file name" in str(find_layout(one, 0.3).train)
     yaml = str(roots["YOLO"] / "data.yaml")
     assert find_layout(yaml) == find_layout(roots["YOLO"])
     inside = roots["Pascal VOC"].parent  # a folder that holds nothing but the set

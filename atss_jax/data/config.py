@@ -34,9 +34,9 @@ class DataConfig(ConfigGroup, name="data"):
     root: str = ""
     """Folder of your data (or its data.yaml, or one COCO JSON file): COCO, Roboflow, YOLO or Pascal
     VOC is found by the files in it. It takes the place of `source` and its paths."""
-    val_fraction: Annotated[float, Range(above=0, below=1)] = 0.2
+    val_fraction: Annotated[float, Range(above=0, high=1)] = 0.2
     """root: share of the images that validate, where the folder has one list for all; chosen by a
-    hash of the file name, at least one image for each part."""
+    hash of the file name, at least one image for each part. 1, for evaluations: all of them."""
     source: Literal["coco_json", "tfds", "array_record"] = "coco_json"
     """coco_json (annotation file and image folder), tfds (a builder of this package) or
     array_record (made by scripts/prepare_coco.py)."""

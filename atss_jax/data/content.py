@@ -34,6 +34,8 @@ _MAX_SIDE = 2**31 - 1
 """px: sizes are kept as int32."""
 ALL = (0.0, 1.0)
 """The share of every image."""
+NONE = (1.0, 1.0)
+"""The share of no image: what `data.val_fraction=1` leaves for training."""
 
 
 class Content(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Generator
 
 from atss_jax.data import coco
 from atss_jax.data.config import DataConfig
-from atss_jax.data.content import ALL, make_dataset, take_share
+from atss_jax.data.content import ALL, NONE, make_dataset, take_share
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.data.formats import load_format
 from atss_jax.data.index import load_indexed
@@ -37,6 +37,11 @@ def load_split(
         layout = find_layout(config.root, config.val_fraction)
         name = os.path.basename(os.path.abspath(config.root))
         source = layout.train if split == "train" else layout.val
+        if source.share == NONE:
+            raise UserError(
+                "data.val_fraction=1 leaves no image to train on: it is for evaluating on a whole "
+                "folder. Give a smaller share."
+            )
         _say_once(f"data.root={config.root}: {layout.kind}, {split}: {source}")
         return load_source(
             source,
