@@ -138,7 +138,7 @@ def test_browse_and_check_see_what_training_sees(atss, tmp_path):
         (["check", "--data.image_size=64", "--short_side=96"], "both given"),
         (["check", "--root=elsewhere"], "not both"),
         (["browse", "--data.image_size=8"], "at least 32 px"),
-        (["browse", "--data.val_fraction=1.5"], "data.val_fraction=1.5: must be above 0 and at most"),
+        (["browse", "--data.val_fraction=1.5"], "1.5: must be above 0 and at most 1"),
         (["check", "--data.val_fraction=half"], "invalid float value: 'half'"),
     ],
 )

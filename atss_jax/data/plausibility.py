@@ -20,6 +20,8 @@ WILD_FACTOR = 3.0
 """Class shares of train and val that differ by more are named."""
 COCO_LIMIT = 100
 """Detections per image that COCO's AP takes."""
+_JOINT = "\N{NO-BREAK SPACE}"
+"""Between words that stay on one line; a space in the end."""
 _HARMLESS = ("image_without_boxes", "annotation_id_missing", "annotation_id_zero", "area_missing")
 """Kinds of oddities that come last."""
 
@@ -65,7 +67,7 @@ def _fit(entries: list[str]) -> list[str]:
         is_last = place + 1 == len(blocks)
         if len(lines) + rest > MAX_LINES and len(lines) + len(block) + (not is_last) > MAX_LINES:
             return [*lines, f"and {len(blocks) - place} more: `atss check` lists them"]
-        lines += block
+        lines += [line.replace(_JOINT, " ") for line in block]
     return lines
 
 
@@ -167,7 +169,7 @@ def _about(dataset: DetectionDataset) -> str:
     text += f"; {middle[0]}x{middle[1]} px" if same else f"; {_range(low, middle, high)} px"
     if len(sides):
         least, half, most = np.percentile(sides, [5, 50, 95])
-        text += f"; box sides {least:.0f}/{half:.0f}/{most:.0f} px (5/50/95 %)"
+        text += f"; box sides {least:.0f}/{half:.0f}/{most:.0f} px (5/50/95{_JOINT}%)"
     return text
 
 

@@ -32,7 +32,8 @@ class SplitSource(NamedTuple):
 
     def __str__(self) -> str:
         """On one line."""
-        part = "" if self.share == ALL else f", {self.share[1] - self.share[0]:.0%} of them by file name"
+        share = f", {self.share[1] - self.share[0]:.0%} of them by file name"
+        part = "" if self.share == ALL else share
         return f"{self.names or self.annotations} with images in {self.images}{part}"
 
 
