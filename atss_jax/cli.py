@@ -197,11 +197,11 @@ def _check_command(word: str) -> None:
 
 def _check_first_path(command: str, arguments: Sequence[str]) -> None:
     """Raises UserError for a folder that is not there, before a tool's slow imports."""
-    from atss_jax.run import given_paths
+    from atss_jax.run import given_paths, recipe_io
 
     path = arguments[0] if arguments and not arguments[0].startswith("-") else ""
     if path and command in ("check", "browse"):
-        given_paths.check_root(path)
+        given_paths.check_root(recipe_io.expand_user(path))
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:

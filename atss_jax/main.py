@@ -218,7 +218,7 @@ def run_from_command_line(argv: Sequence[str] | None = None) -> None:
         error = check_flag_names(arguments)
         if error:
             raise UserError(error)
-        arguments = with_quoted_inputs(numbers_for_auto(arguments))
+        arguments = given_paths.with_home(with_quoted_inputs(numbers_for_auto(arguments)))
         config = _find_config(name, arguments)
         if config is not None:
             config_flags.DEFINE_config_dict("config", config, sys_argv=[sys.argv[0], *arguments])

@@ -46,6 +46,13 @@ def test_sizes_that_are_given_are_not_chosen_from_the_data(recorded):
         atss_jax.train("photos", image_size=640, fields=sizes)
 
 
+def test_the_home_folder(recorded, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    atss_jax.train("~/photos", workdir="~/runs/a")
+    recipe, workdir = recorded[0]
+    assert recipe.data.root == f"{tmp_path}/photos" and str(workdir) == f"{tmp_path}/runs/a"
+
+
 def test_a_recipe_that_brings_its_data(recorded):
     atss_jax.train(config="quickstart", image_size=96, workdir="w")
     recipe, workdir = recorded[0]

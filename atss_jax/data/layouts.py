@@ -16,7 +16,8 @@ def find_layout(folder: str | os.PathLike, val_fraction: float = 0.2) -> Layout:
     Args:
       folder: the path; where it holds nothing but another folder, that one is looked at.
       val_fraction: share of the images that validate where there is one list for all, chosen by a
-        hash of the file name. So an image stays in its part when others are added.
+        hash of the file name. So an image stays in its part when others are added, but for sets so
+        small that a part would be empty.
 
     Raises:
       FileNotFoundError: no such folder.

@@ -89,6 +89,7 @@ def train(
     atss_jax.errors.UserError: config.run.sed: no such field. Did you mean config.run.seed?
     """
     quiet_dependencies()
+    folder, workdir = recipe_io.expand_user(folder), recipe_io.expand_user(workdir)
     values = recipe_files.load_recipe(config).to_dict()
     given: dict[str, Any] = {}
     if folder:
