@@ -2,13 +2,15 @@
 
 import contextlib
 import os
+import uuid
 
 from etils import epath
 
 
 def write_whole(path: str | os.PathLike, data: bytes | str) -> None:
-    """Writes a file under a temporary name beside it, and then renames it.
+    """Writes a file under a temporary name of its own beside it, and then renames it.
 
+    Of several writers, the last one to rename wins.
     On a local disk it is there before the rename, so that no empty file is left when power fails.
 
     Args:
@@ -19,7 +21,7 @@ def write_whole(path: str | os.PathLike, data: bytes | str) -> None:
       OSError: it cannot be written; the old file stays, and nothing else.
     """
     path = epath.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)

@@ -1,5 +1,6 @@
 """What a resumed run does again: its sinks, its trace, its rates; and what stays off the screen."""
 
+import concurrent.futures
 import errno
 import json
 import os
@@ -145,6 +146,14 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_p
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"file": "old"}
     files.write_whole(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "new"
+
+
+def test_several_writers_of_one_file_do_not_meet(tmp_path):
+    texts = [str(n) * 1000 for n in range(4)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: files.write_whole(tmp_path / "file", texts[n % 4]), range(80)))
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() in texts
 
 
 def test_progress_outlives_a_reader_that_is_gone(monkeypatch):

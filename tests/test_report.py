@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -74,6 +75,18 @@ def test_report_shows_the_known_mistakes(workdir, capsys):
     assert "model.width</td><td>0.5 -&gt; 0.125" in text
     assert "split val, test-time augmentation none" in text
     assert "COCO minival" not in text
+
+
+def test_an_evaluation_is_found_from_within_its_folder(workdir, monkeypatch):
+    folder, _ = workdir
+    inner = folder / "eval" / "val-2-none"
+    inner.mkdir(parents=True)
+    for name in ("config.json", "detections.json"):
+        shutil.copy(folder / name, inner)
+    for place, path in ((inner, "."), (inner.parent, inner.name)):
+        monkeypatch.chdir(place)
+        assert report_command.main([path]) == 0
+        assert "<title>run &lt;1&gt;" in (inner / "report.html").read_text()
 
 
 def test_head_of_an_ended_run(workdir):

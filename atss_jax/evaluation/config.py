@@ -26,7 +26,8 @@ class EvalConfig(ConfigGroup, name="eval"):
     soft_nms_min_score: Annotated[float, Range(0, 1)] = 0.05
     """Soft NMS drops boxes whose lowered final score is less than this."""
     max_detections: Annotated[int, Range(1)] = 100
-    """Detections per image."""
+    """Detections per image. An evaluation with several passes keeps up to 1,000 of all of them, as
+    the official code does."""
     score: Literal["sqrt", "product", "cls"] = "sqrt"
     """Final score: sqrt or product of class score and centerness (ATSS: sqrt), or cls alone
     (RetinaNet)."""

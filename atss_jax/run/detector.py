@@ -258,7 +258,10 @@ class Detector:
                     found[i] = (jax.tree.map(lambda x, row=row: x[row], detections), scales[row])
             stacked = jax.tree.map(lambda *x: np.stack(x), *(f[0] for f in found))
             per_pass.append((look.settings, stacked, np.stack([f[1] for f in found])))
-        merged = per_pass[0][1] if len(per_pass) == 1 else passes.merge_images(per_pass)
+        limit = self.config.eval.max_detections
+        merged = per_pass[0][1]
+        if len(per_pass) > 1:
+            merged = passes.merge_images(per_pass, max_detections=limit)
         for i in range(count):
             keep = np.asarray(merged.is_valid[i])
             yield Detections(*(np.asarray(field[i])[keep] for field in merged))

@@ -114,7 +114,7 @@ def _hint(folder: Path) -> str:
 
 def _run_above(folder: Path) -> Path | None:
     """The run that a folder or file lies in."""
-    above = (parent for parent in list(folder.parents)[:3] if is_run(parent))
+    above = (parent for parent in list(folder.absolute().parents)[:3] if is_run(parent))
     return next(above, None)
 
 

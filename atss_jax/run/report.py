@@ -53,6 +53,7 @@ def make_report(folder: Path) -> str:
       UserError: no such folder, or it holds no configuration or no detections, or those of another
         split.
     """
+    folder = folder.resolve()  # a path such as "." has no parents
     given_run.check_report(folder)
     recipe = recipe_io.read_recipe(folder / "config.json")
     about = report_header.read_about(folder, recipe)
