@@ -196,6 +196,22 @@ def test_refusals(from_json, tmp_path):
     assert load_tfds("mine", "train[:10]", str(tmp_path)).num_records == 10
 
 
+def test_a_split_with_other_category_ids_is_refused_and_changes_nothing(from_json, tmp_path):
+    prepare_records(from_json, str(tmp_path), "mine", "train")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "mine" / "1.0.0").iterdir()}
+    ids = tuple(id_ + 1 for id_ in from_json.category_ids)
+    shifted = dataclasses.replace(
+        from_json,
+        category_ids=ids,
+        annotations=from_json.annotations._replace(
+            category_id=from_json.annotations.category_id + 1
+        ),
+    )
+    with pytest.raises(ValueError, match="the same classes and ids in both"):
+        prepare_records(shifted, str(tmp_path), "mine", "val")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "mine" / "1.0.0").iterdir()} == before
+
+
 def test_unknown_categories_are_bad_as_in_a_json(from_json, tmp_path):
     a = from_json.annotations
     category_id = a.category_id.copy()

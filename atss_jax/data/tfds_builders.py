@@ -176,6 +176,7 @@ def prepare_records(
             )
     folder = epath.Path(data_dir) / name / RECORDS_VERSION
     folder.mkdir(parents=True, exist_ok=True)
+    _check_classes(dataset, folder)
     _claim_split(dataset, folder, split, shard_bytes)
     total = dataset.num_records
     sizes = [len(dataset.image_bytes(n)) for n in range(min(total, 100))]
@@ -236,6 +237,20 @@ def _record(dataset: DetectionDataset, index: int) -> dict[str, Any]:
     }
 
 
+def _check_classes(dataset: DetectionDataset, folder: epath.Path) -> None:
+    """Raises UserError where splits that are complete there have other classes, or other ids."""
+    if not (folder / "dataset_info.json").exists():
+        return
+    metadata = tfds.builder_from_directory(os.fspath(folder)).info.metadata or {}
+    there = [tuple(metadata.get(key, ())) for key in ("class_names", "category_ids")]
+    ours = [dataset.class_names, dataset.category_ids]
+    if there != ours:
+        raise UserError(
+            f"{folder} holds splits with other classes, {there[0]} with ids {there[1]}, than "
+            f"{ours[0]} with ids {ours[1]}. Use another name, or the same classes and ids in both."
+        )
+
+
 def _write_metadata(
     dataset: DetectionDataset, folder: epath.Path, name: str, split: str, lengths: list[int]
 ) -> None:
@@ -246,12 +261,6 @@ def _write_metadata(
     complete: dict[str, list[int]] = {}
     if (folder / "dataset_info.json").exists():
         info = tfds.builder_from_directory(os.fspath(folder)).info
-        there = tuple((info.metadata or {}).get("class_names", ()))
-        if there != dataset.class_names:
-            raise UserError(
-                f"{folder} holds splits with other classes, {there}, than "
-                f"{dataset.class_names}. Use another name."
-            )
         complete = {n: list(s.shard_lengths) for n, s in info.splits.items()}
     complete[split] = lengths
     splits = [
