@@ -20,8 +20,39 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # this program says itself w
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
+INTEGER_RANGES, FLOAT_RANGES = (255.0, 4095.0, 65535.0), (1.0, 255.0)
+"""What the largest sample of an image may be: of 8, 12 and 16 bits, and of floats."""
 PACKAGES = {"stablehlo": "jax flatbuffers", "onnx": "onnxruntime"}
 """Format -> what runs its files, beside NumPy and OpenCV."""
+
+
+def read_image(path: str) -> np.ndarray:
+    """The upright image of a file as uint8 RGB [height, width, 3].
+
+    More than 8 bits are scaled as in training: by the smallest range that holds the largest sample,
+    since files do not say how many of their bits they use.
+
+    Raises:
+      ValueError: not an image that OpenCV reads, or samples of unknown range.
+    """
+    try:
+        image = cv2.imread(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error as error:  # a header that claims too much
+        raise ValueError(f"no image that OpenCV reads ({error.err})") from error
+    if image is None:
+        raise ValueError("no image that OpenCV reads")
+    image = np.ascontiguousarray(image[..., ::-1])  # OpenCV 5 breaks 16-bit TIFFs read as RGB
+    if image.dtype == np.uint8:
+        return image
+    least, most = float(image.min()), float(image.max())
+    ranges = FLOAT_RANGES if image.dtype.kind == "f" else INTEGER_RANGES
+    limit = next((r for r in ranges if most <= r), None)
+    if limit is None or not least >= 0:
+        raise ValueError(
+            f"samples of type {image.dtype} lie in {least:g}..{most:g}: their range is unknown. "
+            "Convert the image to 8 bits"
+        )
+    return np.rint(image.astype(np.float32) * np.float32(255 / limit)).astype(np.uint8)
 
 
 def resized_size(height: int, width: int, short_side: int, max_long_side: int) -> tuple[int, int]:
@@ -160,11 +191,8 @@ def main() -> int:
 
     num_failed = 0
     for path in arguments.images:
-        image = cv2.imread(path, cv2.IMREAD_COLOR_RGB)
         try:
-            if image is None:
-                raise ValueError("no image that OpenCV reads")
-            found = detect(np.asarray(image, np.uint8), about, program_of)
+            found = detect(read_image(path), about, program_of)
         except VersionError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
