@@ -67,15 +67,31 @@ def test_single_host_goes_on_after_preemption_and_stops_on_errors(tmp_path):
     assert done.returncode == 2 and len(counter.read_text().splitlines()) == 3
 
 
-def test_jobset_is_yaml_that_restarts_on_preemption_only():
+def test_jobset_restarts_unless_the_exit_code_is_2_and_its_pods_may_find_each_other():
     yaml = pytest.importorskip("yaml")
-    jobset = yaml.safe_load((ROOT / "scripts/launch/gke_jobset.yaml").read_text())
+    text = (ROOT / "scripts/launch/gke_jobset.yaml").read_text()
+    account, role, binding, jobset = yaml.safe_load_all(text)
     assert jobset["kind"] == "JobSet" and jobset["spec"]["failurePolicy"]["maxRestarts"] > 0
     (job,) = jobset["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
     assert spec["parallelism"] == spec["completions"]
     (container,) = spec["template"]["spec"]["containers"]
     assert "--config.run.distributed=auto" in " ".join(container["command"])
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    (rule,) = jobset["spec"]["failurePolicy"]["rules"]
+    assert rule == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    name = account["metadata"]["name"]
+    assert spec["template"]["spec"]["serviceAccountName"] == name
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": name}]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    allowed = {
+        (r, verb) for rule in role["rules"] for r in rule["resources"] for verb in rule["verbs"]
+    }
+    # what jax._src.clusters.k8s_cluster calls
+    assert allowed >= {("pods", "list"), ("jobs", "get"), ("services", "list")}
+    assert "jax[k8s]" in text
 
 
 def test_benchmark_reads_a_recipe_with_changes_and_makes_images_for_it(tmp_path):
