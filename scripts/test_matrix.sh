@@ -3,13 +3,15 @@
 #   bash scripts/test_matrix.sh                 all rows
 #   bash scripts/test_matrix.sh 3.13            the rows of one Python
 # Rows: Python 3.11 with JAX 0.10.2 (the newest that runs there), 3.12 and 3.13 with the newest JAX.
-# Warnings are errors. A Python that is not here is reported, and the script ends with 1.
+# Warnings are errors. A Python that is not here, or where the packages cannot be installed, is
+# reported, and the script ends with 1.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 rows=("3.11 jax==0.10.2" "3.12 jax" "3.13 jax")
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 status=0
+chosen=0
 
 find_python() {
   local candidate
@@ -25,6 +27,7 @@ find_python() {
 for row in "${rows[@]}"; do
   read -r version jax <<<"$row"
   [ -z "${1:-}" ] || [ "$1" = "$version" ] || continue
+  chosen=$((chosen + 1))
   if ! python="$(find_python "$version")"; then
     echo "Python $version, $jax: not found"
     status=1
@@ -32,8 +35,12 @@ for row in "${rows[@]}"; do
   fi
   venv="$folder/$version"
   start=$SECONDS
-  "$python" -m venv "$venv" &&
-    "$venv/bin/python" -m pip install --quiet --no-compile --editable ".[test]" "$jax" || status=1
+  if ! "$python" -m venv "$venv" ||
+    ! "$venv/bin/python" -m pip install --quiet --no-compile --editable ".[test]" "$jax"; then
+    echo "Python $version, $jax: not installed"
+    status=1
+    continue
+  fi
   installed=$((SECONDS - start))
   found="$("$venv/bin/python" -c 'import jax; print(jax.__version__)')"
   start=$SECONDS
@@ -47,4 +54,8 @@ for row in "${rows[@]}"; do
   echo "Python $version, JAX $found: $result; installed in ${installed} s, tests $((SECONDS - start)) s"
   rm -rf "$venv"
 done
+if [ "$chosen" = 0 ]; then
+  echo "Python $1: no such row. Rows are ${rows[*]%% *}." >&2
+  status=1
+fi
 exit "$status"
