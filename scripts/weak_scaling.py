@@ -1,13 +1,18 @@
-"""Weak scaling on paper: a modelled step, and its gradients over links of published speed.
+"""Weak scaling on paper: a modelled step, and what it exchanges over links of published speed.
 
     python scripts/aot_report.py --topology=v5e:2x2 --per-device=8 --json=report.json
     python scripts/weak_scaling.py report.json --chips 1 8 256 1024
 
-Every chip keeps its batch. The all-reduce follows the step and overlaps with nothing, as in the
-compiled program, which is pessimistic. All links of a chip are busy the whole time, which is
-optimistic, most of all in small slices, whose chips at the border have fewer links. Across slices
-every chip exchanges its share of the sum over the network of the data centre. Latency, stragglers
-and the input are not in it.
+Every chip keeps its batch. An array goes around the chips once to gather it and once to scatter
+its sum: an all-gather is one pass over the bytes of its result, a reduce-scatter one over those of
+its operand (`devices` of the report times its result), an all-reduce is both. So sharded parameters
+(run.fsdp) count as what gathers them and scatters their gradients. Other collectives are not
+counted, and one within a loop counts once.
+
+The exchange follows the step and overlaps with nothing, as in the compiled program, which is
+pessimistic. All links of a chip are busy the whole time, which is optimistic, most of all in small
+slices, whose chips at the border have fewer links. Across slices every chip exchanges its share of
+the array over the network of the data centre. Latency, stragglers and the input are not in it.
 """
 
 import argparse
@@ -36,22 +41,27 @@ network per pod of 256. docs.cloud.google.com/tpu/docs/v5p: 1,200 GB/s, 50 Gbit/
 up to 6,144 chips in a slice."""
 
 
-def all_reduce_ms(chips: int, num_bytes: float, links: Links) -> float:
-    """Milliseconds of the sum of an array over all chips.
+def pass_ms(chips: int, num_bytes: float, links: Links) -> float:
+    """Milliseconds in which an array goes around all chips once.
 
-    Within a slice a chip sends (n - 1) / n of the array twice, to scatter sums and to gather them;
-    in between, its n-th goes around the slices in the same way.
+    Within a slice a chip sends (n - 1) / n of the array; its n-th goes around the slices likewise.
 
     Args:
       chips: all of them; whole slices where there are several.
-      num_bytes: of the array.
+      num_bytes: of the whole array.
       links: of the chips.
     """
     inside = min(chips, links.slice_chips)
     slices = -(-chips // links.slice_chips)
-    seconds = 2 * (inside - 1) / inside * num_bytes / links.ici
-    seconds += 2 * (slices - 1) / slices * num_bytes / inside / links.dcn
+    seconds = (inside - 1) / inside * num_bytes / links.ici
+    seconds += (slices - 1) / slices * num_bytes / inside / links.dcn
     return 1e3 * seconds
+
+
+def exchanged_bytes(report: dict[str, Any]) -> float:
+    """Bytes of whole arrays that go around in a step, each as often as it does."""
+    passes = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": report["devices"]}
+    return sum(passes.get(c["kind"], 0) * c["mib"] * 2**20 for c in report["collectives"])
 
 
 def table(report: dict[str, Any], chips: list[int]) -> list[dict[str, float]]:
@@ -62,23 +72,25 @@ def table(report: dict[str, Any], chips: list[int]) -> list[dict[str, float]]:
       chips: how many.
 
     Raises:
-      ValueError: the report has no modelled time, or is of a chip without published speeds.
+      ValueError: the report is of a part of the step, has no modelled time, or is of a chip without
+        published speeds.
     """
     kind = report["topology"].partition(":")[0]
     step = report["modelled_ms"]
-    if kind not in LINKS or not step:
+    if report["part"] != "train" or kind not in LINKS or not step:
         raise ValueError(
-            f"{report['topology']}: give a report of a training step on {' or '.join(LINKS)}."
+            f"part {report['part']} on {report['topology']}: give a report of a whole training "
+            f"step (--part=train) on {' or '.join(LINKS)}."
         )
-    num_bytes = sum(c["mib"] for c in report["collectives"] if c["kind"] == "all-reduce") * 2**20
+    num_bytes = exchanged_bytes(report)
     rows = []
     for count in chips:
-        exchange = all_reduce_ms(count, num_bytes, LINKS[kind])
+        exchange = pass_ms(count, num_bytes, LINKS[kind])
         rows.append(
             {
                 "chips": count,
                 "global_batch": count * report["per_device"],
-                "all_reduce_ms": exchange,
+                "exchange_ms": exchange,
                 "step_ms": step + exchange,
                 "images_per_s": 1e3 * count * report["per_device"] / (step + exchange),
                 "efficiency": step / (step + exchange),

@@ -30,26 +30,43 @@ def test_a_checkpoint_is_written_once_and_read_by_all(fsdp):
     assert other == 0  # no axis of a ResNet-50 divides by 4,096 devices
 
 
-def test_the_exchange_of_gradients_on_paper():
+def test_a_pass_around_the_chips_on_paper():
     links = weak_scaling.Links(ici=200e9, dcn=2e9, slice_chips=4)
-    assert weak_scaling.all_reduce_ms(1, 1e9, links) == 0
-    assert weak_scaling.all_reduce_ms(4, 1e9, links) == pytest.approx(2 * 0.75 * 5)
-    across = 2 * 0.5 * 1e9 / 4 / 2e9 * 1e3  # a quarter of the array between two slices
-    assert weak_scaling.all_reduce_ms(8, 1e9, links) == pytest.approx(7.5 + across)
+    assert weak_scaling.pass_ms(1, 1e9, links) == 0
+    assert weak_scaling.pass_ms(4, 1e9, links) == pytest.approx(0.75 * 5)
+    across = 0.5 * 1e9 / 4 / 2e9 * 1e3  # a quarter of the array between two slices
+    assert weak_scaling.pass_ms(8, 1e9, links) == pytest.approx(3.75 + across)
+
+
+REPORT = {
+    **{"part": "train", "topology": "v5e:2x2", "devices": 4},
+    **{"modelled_ms": 100.0, "per_device": 8},
+}
+
+
+def collectives(*parts):
+    return {"collectives": [{"kind": kind, "mib": mib} for kind, mib in parts]}
 
 
 def test_the_step_and_its_exchange_make_the_efficiency():
-    report = {"topology": "v5e:2x2", "modelled_ms": 100.0, "per_device": 8}
-    report["collectives"] = [
-        {"kind": "all-reduce", "mib": 90.0},
-        {"kind": "all-reduce", "mib": 10.0},
-        {"kind": "all-gather", "mib": 1e6},
-    ]
+    report = REPORT | collectives(("all-reduce", 90.0), ("all-reduce", 10.0), ("all-to-all", 1e6))
     alone, many = weak_scaling.table(report, [1, 256])
     assert alone["efficiency"] == 1 and alone["images_per_s"] == pytest.approx(80)
     exchange = 2 * 255 / 256 * 100 * 2**20 / 200e9 * 1e3
-    assert many["all_reduce_ms"] == pytest.approx(exchange)
+    assert many["exchange_ms"] == pytest.approx(exchange)
     assert many["efficiency"] == pytest.approx(100 / (100 + exchange))
     assert many["global_batch"] == 2048
-    with pytest.raises(ValueError, match="give a report of a training step on v5e or v5p"):
-        weak_scaling.table(report | {"topology": "h100:8"}, [1])
+
+
+def test_gathered_parameters_and_scattered_gradients_are_an_all_reduce():
+    whole = weak_scaling.table(REPORT | collectives(("all-reduce", 100.0)), [64])
+    # a report holds results: all of a gathered array, a fourth of a scattered one on 4 chips
+    sharded = collectives(("all-gather", 100.0), ("reduce-scatter", 25.0))
+    assert weak_scaling.table(REPORT | sharded, [64]) == whole
+
+
+@pytest.mark.parametrize("wrong", [{"topology": "h100:8"}, {"part": "stem"}, {"modelled_ms": None}])
+def test_other_reports_are_refused(wrong):
+    report = REPORT | collectives(("all-reduce", 1.0)) | wrong
+    with pytest.raises(ValueError, match="give a report of a whole training step .* on v5e or v5p"):
+        weak_scaling.table(report, [1])
