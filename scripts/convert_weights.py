@@ -19,10 +19,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from atss_jax.models import pretrained
 from atss_jax.models.weight_names import to_flat
+from atss_jax.run import recipe_io
 
 
 def convert_file(source: str, target: str) -> None:
@@ -45,12 +47,11 @@ def convert_workdir(workdir: str, target: str) -> None:
     from atss_jax.run.detector import Detector
 
     detector = Detector.load(workdir)
-    config_json = (Path(workdir) / "config.json").read_text()
     pretrained.save_detector(
         target,
         detector.variables,
         detector.class_names,
-        config_json,
+        recipe_io.recipe_to_json(detector.config),
         category_ids=detector.category_ids,
     )
     print(f"{target}: {', '.join(detector.class_names)}")
@@ -63,15 +64,23 @@ def main() -> int:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", help="weights: .safetensors, .npz, .pth or .pkl")
-    source.add_argument("--workdir", help="folder of a run; its newest checkpoint")
-    parser.add_argument("--output", required=True, help="safetensors file to write")
+    source.add_argument("--workdir", help="folder of a run, also gs://; its newest checkpoint")
+    parser.add_argument("--output", required=True, help="safetensors file to write, on a disk")
     arguments = parser.parse_args()
+    if "://" in arguments.output:
+        parser.error(f"--output={arguments.output}: give a file on a disk, and copy it from there.")
+    output = Path(recipe_io.expand_user(arguments.output))
+    if output.is_dir():
+        parser.error(
+            f"--output={output} is a folder. Give a file, as in {output / 'w.safetensors'}"
+        )
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
         if arguments.input:
-            convert_file(arguments.input, arguments.output)
+            convert_file(recipe_io.expand_user(arguments.input), str(output))
         else:
-            convert_workdir(arguments.workdir, arguments.output)
-    except (FileNotFoundError, ValueError, ImportError) as error:
+            convert_workdir(recipe_io.expand_user(arguments.workdir), str(output))
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

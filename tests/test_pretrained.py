@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -16,11 +17,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import convert_weights
 from atss_jax.errors import UserError
 from atss_jax.models import pretrained
 from atss_jax.models.config import ModelConfig
 from atss_jax.models.detector import DetectorNetwork
 from atss_jax.models.weight_names import to_flat
+from atss_jax.run import recipe_io
+from atss_jax.run.detector import Detector
+from atss_jax.run.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -273,3 +278,60 @@ def test_convert_weights_script(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "(backbone)" in done.stdout
     equal(pretrained.load_into(target, variables), pretrained.load_into(source, variables))
+
+
+@pytest.fixture
+def convert(tmp_path, monkeypatch):
+    """Runs convert_weights.py here, with a home folder that holds in.npz; its exit code."""
+    variables = make_variables(backbone="resnet18", width=0.25, stem_channels=16)
+    np.savez(tmp_path / "in.npz", **torch_backbone(variables))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["convert_weights.py", *arguments])
+        return convert_weights.main()
+
+    return run
+
+
+def test_converted_weights_go_into_a_new_folder_also_of_the_home(convert, tmp_path, capsys):
+    assert convert("--input=~/in.npz", "--output=~/new/folder/out.safetensors") == 0
+    assert "(backbone)" in capsys.readouterr().out
+    assert (tmp_path / "new/folder/out.safetensors").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input=~/in.npz", "--output=~/in.npz/a.safetensors"], "in.npz"),
+        (["--workdir=~/none", "--output=~/a.safetensors"], "none: no such weights file"),
+    ],
+)
+def test_what_cannot_be_converted_is_said_in_a_line(convert, capsys, arguments, message):
+    assert convert(*arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [("gs://bucket/a.safetensors", "give a file on a disk"), ("~", "is a folder. Give a file")],
+)
+def test_weights_are_written_to_a_file_on_a_disk(convert, capsys, output, message):
+    with pytest.raises(SystemExit, match="2"):
+        convert("--input=~/in.npz", f"--output={output}")
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_in_a_bucket_is_read_by_the_detector_alone(convert, tmp_path, monkeypatch):
+    variables = make_variables(backbone="resnet18", width=0.25, stem_channels=16)
+    loaded = SimpleNamespace(
+        variables=variables, config=Recipe(), class_names=("a", "b", "c"), category_ids=(1, 2, 3)
+    )
+    paths = []
+    monkeypatch.setattr(Detector, "load", lambda path: paths.append(path) or loaded)
+    assert convert("--workdir=gs://bucket/run", "--output=~/out.safetensors") == 0
+    saved = pretrained.load_detector(tmp_path / "out.safetensors")
+    assert paths == ["gs://bucket/run"] and saved.class_names == ("a", "b", "c")
+    assert recipe_io.recipe_from_json(saved.config_json) == Recipe()
+    equal(saved.variables, variables)
