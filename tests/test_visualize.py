@@ -36,6 +36,45 @@ def test_large_images_keep_their_size():
     assert visualize.draw_boxes(image, np.zeros((0, 4))).shape == image.shape
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((30, 5000), (30, 5000)), ((5, 900), (22, 4000)), ((900, 5), (4000, 22))],
+)
+def test_strips_are_not_enlarged_without_end(size, expected):
+    picture, factor = visualize.enlarge(np.zeros((*size, 3), np.uint8))
+    assert picture.shape[:2] == expected and factor >= 1
+    again, more = visualize.enlarge(picture)
+    assert again.shape == picture.shape and more == 1
+    html = html_page.thumbnail(picture, np.array([0, 0, *expected[::-1]], np.float32), "", [])
+    assert "base64," in html
+
+
+def test_what_is_too_long_for_a_file(tmp_path):
+    """JPEG is shrunk to its limit; what OpenCV does not write is an error, not an empty file."""
+    wide = np.full((3, 70_000, 3), 200, np.uint8)
+    visualize.save_image(tmp_path / "wide.jpg", wide)
+    assert read(tmp_path / "wide.jpg").shape == (3, 65_500, 3)
+    assert "data:image/jpeg" in html_page.picture(wide, "wide")
+    for suffix in (".webp", ".nothing"):
+        with pytest.raises(ValueError, match=f"wide{suffix}: OpenCV cannot write 70000x3 px as"):
+            visualize.save_image(tmp_path / f"wide{suffix}", wide)
+
+
+def test_names_outside_ascii(monkeypatch):
+    """OpenCV 4 draws each byte of a character as "?"."""
+
+    def drawn(name):
+        box, label = np.array([[30.0, 20, 60, 50]]), np.array([0])
+        picture = visualize.draw_boxes(GRAY, box, label, class_names=[name])
+        return visualize.with_title(picture, name)
+
+    monkeypatch.setattr(cv2, "__version__", "5.0.0")
+    assert visualize.drawable("Größe 猫") == "Größe 猫"
+    monkeypatch.setattr(cv2, "__version__", "4.12.0")
+    assert visualize.drawable("Größe 猫") == "Gr??e ?"
+    np.testing.assert_array_equal(drawn("Größe 猫"), drawn("Gr??e ?"))
+
+
 def test_side_by_side_shows_detections_above_the_threshold_only():
     boxes = np.array([[5.0, 5, 40, 40], [50, 10, 80, 50]])
     picture = visualize.draw_side_by_side(

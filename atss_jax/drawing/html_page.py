@@ -118,8 +118,8 @@ def picture(image: np.ndarray, caption: str, *, kind: str = "picture") -> str:
       caption: plain text below.
       kind: "picture", or "thumbnail" for a small one.
     """
-    encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])[1]
-    data = base64.b64encode(encoded.tobytes()).decode()
+    jpeg = visualize.encode_image(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 82))
+    data = base64.b64encode(jpeg).decode()
     text = html.escape(caption)
     return (
         f'<figure class="{kind}"><img src="data:image/jpeg;base64,{data}" alt="{text}">'
@@ -142,7 +142,8 @@ def thumbnail(image: np.ndarray, box: np.ndarray, caption: str, drawn: list) -> 
     low = np.clip((box[:2] + box[2:]) / 2 - side / 2, 0, last).astype(int)
     crop = image[low[1] : low[1] + int(side), low[0] : low[0] + int(side)]
     factor = 236 / max(crop.shape[:2])
-    crop = cv2.resize(crop, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
+    size = [max(1, round(length * factor)) for length in crop.shape[1::-1]]
+    crop = cv2.resize(crop, size, interpolation=cv2.INTER_LINEAR)
     for boxes, color in drawn:
         shifted = (boxes - np.tile(low, 2)) * factor
         crop = visualize.draw_boxes(crop, shifted, color=color, min_short_side=1)

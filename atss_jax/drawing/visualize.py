@@ -5,6 +5,7 @@ anything is drawn on them, so that lines and text stay legible; the returned pic
 than the image. Nothing here touches a device.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Sequence
@@ -18,6 +19,10 @@ from atss_jax.files import write_whole
 
 MIN_SHORT_SIDE = 480
 """Images are enlarged until their short side has this many px."""
+MAX_LONG_SIDE = 4000
+"""No image is enlarged beyond this many px; strips would fill the memory."""
+MAX_JPEG_SIDE = 65_500
+"""Px; the limit of the JPEG library."""
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _DARK, _LIGHT = (24, 24, 24), (245, 245, 245)
@@ -28,9 +33,10 @@ def enlarge(image: np.ndarray, min_short_side: int = MIN_SHORT_SIDE) -> tuple[np
 
     Args:
       image: uint8 [H, W, 3].
-      min_short_side: px.
+      min_short_side: px; less where the long side would exceed `MAX_LONG_SIDE`.
     """
-    factor = max(1.0, min_short_side / max(1, min(image.shape[:2])))
+    short, long = sorted(image.shape[:2])
+    factor = max(1.0, min(min_short_side / max(1, short), MAX_LONG_SIDE / max(1, long)))
     if factor == 1:
         return np.ascontiguousarray(image).copy(), 1.0
     size = (round(image.shape[1] * factor), round(image.shape[0] * factor))
@@ -214,22 +220,38 @@ def save_image(path: str | os.PathLike, image: np.ndarray) -> None:
     """Writes uint8 RGB [H, W, 3] as PNG or JPEG, by the suffix of `path`.
 
     Raises:
-      ValueError: the suffix is none that OpenCV can write, or the file cannot be written.
+      ValueError: as `encode_image`, or the file cannot be written.
     """
     path = epath.Path(path)
     try:
         data = encode_image(path.suffix, image)
-    except cv2.error as error:
-        raise ValueError(f"{path}: OpenCV cannot write this type. Use .png or .jpg.") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     try:
         write_whole(path, data)
     except OSError as error:
         raise ValueError(f"{path}: cannot be written. Does the folder exist?") from error
 
 
-def encode_image(suffix: str, image: np.ndarray) -> bytes:
-    """The bytes of a file with uint8 RGB [H, W, 3]; `suffix` as in ".png"."""
-    return cv2.imencode(suffix, np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
+def encode_image(suffix: str, image: np.ndarray, options: Sequence[int] = ()) -> bytes:
+    """The bytes of an image file; an image too long for JPEG is shrunk.
+
+    Args:
+      suffix: of the file, as in ".png".
+      image: uint8 RGB [H, W, 3].
+      options: flags of `cv2.imencode`, each with its value after it.
+
+    Raises:
+      ValueError: OpenCV cannot write this type, or not in this size.
+    """
+    if suffix.lower() in (".jpg", ".jpeg", ".jpe"):
+        image = shrink(image, MAX_JPEG_SIDE / max(1, *image.shape[:2]))
+    with contextlib.suppress(cv2.error):
+        is_done, data = cv2.imencode(suffix, np.ascontiguousarray(image[..., ::-1]), options)
+        if is_done:
+            return data.tobytes()
+    height, width = image.shape[:2]
+    raise ValueError(f"OpenCV cannot write {width}x{height} px as {suffix!r}. Use .png or .jpg.")
 
 
 def count_of(number: int, noun: str) -> str:
@@ -239,6 +261,12 @@ def count_of(number: int, noun: str) -> str:
     ('1 object', '0 objects')
     """
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def drawable(text: str) -> str:
+    """A text as OpenCV draws it: version 4 knows ASCII alone, and gets "?" for all else."""
+    is_old = int(cv2.__version__.split(".")[0]) < 5
+    return text.encode("ascii", "replace").decode() if is_old else text
 
 
 def _line_width(picture: np.ndarray) -> int:
@@ -253,13 +281,7 @@ def _rectangle(picture: np.ndarray, box: np.ndarray, color: Color, thickness: in
 
 
 def _dot(
-    picture: np.ndarray,
-    center: np.ndarray,
-    factor: float,
-    radius: int,
-    color: Color,
-    *,
-    filled: bool,
+    picture: np.ndarray, center: np.ndarray, factor: float, radius: int, color: Color, filled: bool
 ) -> None:
     at = (int(round(float(center[0]) * factor)), int(round(float(center[1]) * factor)))
     if filled:
@@ -288,7 +310,7 @@ def _readable_on(color: Color) -> Color:
 
 def _tag(picture: np.ndarray, text: str, box: np.ndarray, color: Color) -> None:
     """Text on a filled strip above the box, or inside it at the image's upper edge."""
-    scale = _font_scale(picture)
+    text, scale = drawable(text), _font_scale(picture)
     (width, height), base = cv2.getTextSize(text, _FONT, scale, 1)
     x = int(np.clip(round(float(box[0])), 0, max(0, picture.shape[1] - width - 4)))
     bottom = int(round(float(box[1])))
@@ -306,7 +328,7 @@ def _with_bar(picture: np.ndarray, entries: Sequence[tuple[str, Color | None]]) 
     line_height = int(38 * scale) + 8
     rows: list[list[tuple[str, Color | None, int]]] = [[]]
     x = 12
-    for text, color in entries:
+    for text, color in ((drawable(text), color) for text, color in entries):
         width = cv2.getTextSize(text, _FONT, scale, 1)[0][0] + (36 if color else 16)
         if rows[-1] and x + width > picture.shape[1]:
             rows.append([])
