@@ -107,12 +107,12 @@ class Header(NamedTuple):
     """Bits per sample: 8, or more where `decode` scales."""
 
 
-def read_header(source: bytes | ReadableFile, max_pixels: int = MAX_PIXELS) -> Header:
+def read_header(source: bytes | ReadableFile, max_pixels: int | None = None) -> Header:
     """Size, orientation and depth without decoding pixels.
 
     Args:
       source: the file's bytes, or the open file, of which no more is read than is needed.
-      max_pixels: limit of height * width.
+      max_pixels: limit of height * width; None for a size that `decode` will judge.
 
     Raises:
       ValueError: not the beginning of an image of a known format.
@@ -125,14 +125,14 @@ def read_header(source: bytes | ReadableFile, max_pixels: int = MAX_PIXELS) -> H
     return _within(header, max_pixels)
 
 
-def _within(header: Header, max_pixels: int) -> Header:
+def _within(header: Header, max_pixels: int | None) -> Header:
     """The header of an image that may be decoded.
 
     Raises:
       ValueError, TooManyPixels: as `read_header`.
     """
     height, width = header.size
-    if height * width > max_pixels:
+    if max_pixels is not None and height * width > max_pixels:
         raise TooManyPixels(
             f"{width}x{height} px (w x h) are more than data.max_pixels={max_pixels}. Raise it if "
             "the image is meant to be that large, or cut it into tiles"
@@ -273,11 +273,20 @@ def _decode_whole(data: bytes, header: Header) -> Shaped[np.ndarray, "h w 3"]:
 def _decode_with_pillow(data: bytes) -> Shaped[np.ndarray, "h w 3"]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.mode[0] in "IF":  # convert() would clip them
-                return np.repeat(to_uint8(np.asarray(image)[..., None]), 3, axis=-1)
-            return np.asarray(image.convert("RGB"))
+            return rgb_of(image)
     except Exception as error:  # as in read_header
         raise ValueError(f"does not decode ({_first_line(error)})") from None
+
+
+def rgb_of(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of a Pillow image of any mode; more than 8 bits are scaled.
+
+    Raises:
+      ValueError: as in `to_uint8`, or Pillow does not convert the mode.
+    """
+    if image.mode[0] in "IF":  # convert() would clip them
+        return np.repeat(to_uint8(np.asarray(image)[..., None]), 3, axis=-1)
+    return np.asarray(image.convert("RGB"))
 
 
 def to_uint8(image: Shaped[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w c"]:

@@ -17,8 +17,14 @@ from atss_jax.errors import UserError
 from atss_jax.typing import UInt8
 
 
-def read_image_file(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
+def read_image_file(
+    path: str | os.PathLike, max_pixels: int = decoding.MAX_PIXELS
+) -> UInt8[np.ndarray, "h w 3"]:
     """An image file as upright RGB.
+
+    Args:
+      path: of the file.
+      max_pixels: limit of height * width.
 
     Raises:
       ValueError: it does not decode; names the file.
@@ -27,7 +33,7 @@ def read_image_file(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
     data = Path(path).read_bytes()
     try:
         orientation = decoding.read_header(data).orientation
-        return decoding.decode(data, orientation)
+        return decoding.decode(data, orientation, max_pixels)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
 

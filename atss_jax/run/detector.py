@@ -173,12 +173,13 @@ class Detector:
         if not 0 <= threshold <= 1:
             raise UserError(f"threshold={threshold}: give a score between 0 and 1.")
         several = isinstance(image, list | tuple)
+        max_pixels = self.config.data.max_pixels
         waiting: collections.deque[tuple[Any, np.ndarray | None, tuple[int, int]]]
         waiting = collections.deque()
 
         def read() -> Iterator[np.ndarray]:
             for one in image if several else [image]:
-                pixels = read_image(one, channel_order=channel_order)
+                pixels = read_image(one, channel_order=channel_order, max_pixels=max_pixels)
                 # pixels of a long list of paths are not kept for drawings that nobody asks for
                 is_path = isinstance(one, str | os.PathLike) and not is_url(one)
                 waiting.append((one, None if is_path else pixels, pixels.shape[:2]))
@@ -198,12 +199,13 @@ class Detector:
         size: tuple[int, int],
     ) -> Result:
         """Of one image; without pixels, its path is read again for a drawing."""
+        max_pixels = self.config.data.max_pixels
         return Result(
             with_min_score(found, threshold),
             self.class_names,
             self.category_ids,
             image_size=size,
-            read=(lambda: read_image(image)) if pixels is None else (lambda: pixels),
+            read=lambda: read_image(image, max_pixels=max_pixels) if pixels is None else pixels,
             source=os.fspath(image) if isinstance(image, str | os.PathLike) else "",
         )
 
