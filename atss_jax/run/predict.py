@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -25,6 +25,20 @@ from atss_jax.run.recipe import Recipe
 from atss_jax.runtime import screen
 from atss_jax.structures import Detections
 
+ENOUGH_FRAMES = 0.95
+"""Containers estimate their number of frames; below this part of it, some are missing."""
+
+
+class _Problems(NamedTuple):
+    """Messages about files, shown when the others are done."""
+
+    skipped: list[str]
+    """Not read."""
+    incomplete: list[str]
+    """Not read in full."""
+    undrawn: list[str]
+    """Read, and missing among the drawings."""
+
 
 def predict_workdir(
     config: Recipe, workdir: epath.Path, checkpoint: str = "last"
@@ -37,8 +51,8 @@ def predict_workdir(
       checkpoint: "last", "best" or a step.
 
     Returns:
-      Counts: images, detections, and files that could not be read; also in about.json, with the
-      step of the checkpoint.
+      Counts: images, detections, and files that could not be read (in full) or drawn; also in
+      about.json, with the step of the checkpoint.
 
     Raises:
       UserError: no input, or nothing readable in it; no run, or no such checkpoint.
@@ -61,20 +75,22 @@ def predict_workdir(
     print(f"step {detector.step} ({checkpoint}) of {workdir}")
     workdir_files.make_folder(output, "config.predict.output")
     names = media_files.names_of(files)
-    rows, failed = _predict_files(detector, found.images, names, output)
+    problems = _Problems([], [], [])
+    rows = _predict_files(detector, found.images, names, output, problems)
     taken: set[str] = set()
     for file, name in zip(found.videos, names[len(found.images) :], strict=True):
         drawing = output / f"{drawing_name(name, taken)}.mp4"
         frame_prefix = "" if len(files) == 1 else f"{name}/"
         try:
-            rows += _predict_video(detector, file, drawing, frame_prefix)
+            rows += _predict_video(detector, file, drawing, frame_prefix, problems)
         except UserError as error:
-            failed.append(str(error))
+            problems.skipped.append(str(error))
     write_tables(rows, detector, output)
     counts = {
         "images": len(rows),
         "detections": sum(len(found.scores) for _, found in rows),
-        "unreadable": len(failed),
+        "unreadable": len(problems.skipped) + len(problems.incomplete),
+        "not_drawn": len(problems.undrawn),
         "output": str(output),
         "step": detector.step,
         "checkpoint": checkpoint,
@@ -85,8 +101,12 @@ def predict_workdir(
         f"{counts['detections']} detections with score >= {config.predict.score_threshold} in "
         f"{counts['images']} images: drawings, detections.json and detections.csv in {output}"
     )
-    for message in failed:
-        screen.show(f"skipped {message}", sys.stderr)
+    for message in (
+        *(f"skipped {text}" for text in problems.skipped),
+        *problems.incomplete,
+        *(f"not drawn: {text}" for text in problems.undrawn),
+    ):
+        screen.show(message, sys.stderr)
     limit = config.eval.max_detections
     full = sum(len(found.scores) >= limit for _, found in rows)
     if full:
@@ -94,24 +114,30 @@ def predict_workdir(
             f"{full} image(s) reached the limit of {limit} boxes (eval.max_detections). To see "
             f"fewer, raise predict.score_threshold, now {config.predict.score_threshold:g}"
         )
-    if failed and not rows:
-        raise UserError(f"none of the {len(failed)} files could be read; the first: {failed[0]}")
+    if problems.skipped and not rows:
+        raise UserError(
+            f"none of the {len(problems.skipped)} files could be read; the first: "
+            f"{problems.skipped[0]}"
+        )
     return counts
 
 
 def _predict_files(
-    detector: Detector, files: Sequence[Path], names: Sequence[str], output: epath.Path
-) -> tuple[list[tuple[str, Detections]], list[str]]:
-    """Draws each file; returns (name, detections) of those read, and messages about the others."""
-    failed: list[str] = []
+    detector: Detector,
+    files: Sequence[Path],
+    names: Sequence[str],
+    output: epath.Path,
+    problems: _Problems,
+) -> list[tuple[str, Detections]]:
+    """Draws each file; returns (name, detections) of those read, and adds to the problems."""
     waiting: collections.deque = collections.deque()
 
     def read() -> Iterator[np.ndarray]:
         for file, name in zip(files, names, strict=False):  # names of videos follow
             try:
-                image = media.read_image_file(file)
+                image = media.read_image_file(file, detector.config.data.max_pixels)
             except (ValueError, OSError) as error:
-                failed.append(str(error))
+                problems.skipped.append(str(error))
                 continue
             waiting.append((name, image))
             yield image
@@ -123,26 +149,45 @@ def _predict_files(
         name, image = waiting.popleft()
         found = with_min_score(found, detector.config.predict.score_threshold)
         drawing = output / f"{drawing_name(name, taken)}.jpg"
-        visualize.save_image(drawing, draw(detector, image, found))
         rows.append((name, found))
-        report(len(rows) + len(failed))
-    return rows, failed
+        try:
+            visualize.save_image(drawing, draw(detector, image, found))
+        except Exception as error:  # whatever it is: the tables do not need the drawing
+            problems.undrawn.append(f"{name}: {error}")
+        report(len(rows) + len(problems.skipped))
+    return rows
 
 
 def _predict_video(
-    detector: Detector, source: Path, drawing: epath.Path, frame_prefix: str
+    detector: Detector, source: Path, drawing: epath.Path, frame_prefix: str, problems: _Problems
 ) -> list[tuple[str, Detections]]:
-    """Draws a video; returns (frame name, detections)."""
+    """Draws a video; returns (frame name, detections), and adds to the problems.
+
+    Raises:
+      UserError: none of its frames can be read.
+    """
     video = media.Video(source)
     frames, mine = itertools.tee(video)  # the detector runs at most a few batches ahead
-    rows = []
+    rows, is_drawn = [], True
     report = progress(video.num_frames)
     with media.VideoWriter(drawing, video.fps) as writer:
         for frame, found in zip(mine, detector.detect(frames), strict=True):
             found = with_min_score(found, detector.config.predict.score_threshold)
-            writer.write(draw(detector, frame, found, min_short_side=1))
             rows.append((f"{frame_prefix}frame_{len(rows):06d}", found))
+            try:
+                if is_drawn:
+                    writer.write(draw(detector, frame, found, min_short_side=1))
+            except Exception as error:  # as for images
+                is_drawn = False
+                problems.undrawn.append(f"{source}: {error}")
             report(len(rows))
+    if not rows:
+        raise UserError(f"{source}: none of its frames could be read. Copy or convert it again.")
+    if len(rows) < ENOUGH_FRAMES * video.num_frames:
+        problems.incomplete.append(
+            f"{source}: only {len(rows)} of {video.num_frames} frames could be read. If it should "
+            "be longer, copy or convert it again"
+        )
     return rows
 
 
