@@ -7,6 +7,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -40,6 +41,33 @@ def test_switch_is_set_on_an_affected_jaxlib_only(monkeypatch, jaxlib, before, a
 def test_arithmetic_of_this_machine(name):
     passed, detail = dict(arithmetic.CHECKS)[name]()
     assert passed, detail
+
+
+@pytest.mark.parametrize("name", ["sum", "mean", "sqrt"])
+def test_sums_that_are_nan_fail(monkeypatch, name):
+    right = getattr(jnp, name)
+    monkeypatch.setattr(arithmetic.jnp, name, lambda *arguments: right(*arguments) * jnp.nan)
+    monkeypatch.setattr(arithmetic, "REDUCTIONS", (((8, 16), (0,)), ((32,), (0,))))
+    assert arithmetic.reductions() == (False, "largest relative error nan")
+
+
+@pytest.mark.parametrize("name", ["paired_giou", "decode_deltas"])
+def test_boxes_that_are_nan_fail(monkeypatch, name):
+    right = getattr(arithmetic.box_ops, name)
+    monkeypatch.setattr(arithmetic.box_ops, name, lambda a, b: right(a, b).at[3].set(jnp.nan))
+    passed, detail = arithmetic.box_arithmetic()
+    assert not passed and "nan" in detail
+
+
+@pytest.mark.parametrize("group", network.TOLERANCES)
+def test_a_step_that_is_nan_fails(monkeypatch, group):
+    with Path(network.__file__).with_name("golden.npz").open("rb") as file:
+        found = {name: list(rows.copy()) for name, rows in np.load(file).items()}
+    monkeypatch.setattr(network, "run_step", lambda *_: (found, None))
+    monkeypatch.setattr(network, "sample", np.array)
+    assert network.golden_step()[0]
+    found[group][-1][5] = np.nan
+    assert not network.golden_step()[0]
 
 
 def test_a_failing_check_is_reported_and_the_others_go_on(monkeypatch, capsys):

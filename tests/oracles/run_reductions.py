@@ -148,6 +148,12 @@ def all_errors(recipes: list[Recipe]) -> Iterator[dict[str, float]]:
                     yield norm_errors(*case)
 
 
+def largest(worst: dict[str, float], errors: dict[str, float]) -> dict[str, float]:
+    """The larger error of each kind; unlike with max, NaN is the largest."""
+    names = {*worst, *errors}
+    return {k: float(np.maximum(worst.get(k, 0.0), errors.get(k, 0.0))) for k in names}
+
+
 def load(name: str) -> Recipe:
     """A packaged recipe."""
     return recipe_io.recipe_from_mapping(recipe_files.load_recipe(name).to_dict())
@@ -171,7 +177,7 @@ def main() -> None:
     count = 0
     for errors in all_errors(recipes):
         count += 1
-        worst = {k: max(worst.get(k, 0.0), errors.get(k, 0.0)) for k in {*worst, *errors}}
+        worst = largest(worst, errors)
     print(json.dumps({"cases": count, **worst}, sort_keys=True))
 
 

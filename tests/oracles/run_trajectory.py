@@ -130,7 +130,7 @@ def main():
     relative = np.abs(rows[:, :3] - target) / np.abs(target)
     spread = np.maximum.accumulate(golden["float32_spread"][:, :3].max(-1))
     tolerance = np.maximum(1e-5, 10 * spread)
-    worst = max(errors, key=lambda name: errors[name])
+    worst = max(errors, key=lambda name: np.nan_to_num(errors[name], nan=np.inf))
     report = {
         "losses": relative.max(),
         "losses_over_tolerance": (relative / tolerance[:, None]).max(),
@@ -138,7 +138,7 @@ def main():
         "num_pos": np.abs(rows[:, 4] - golden["num_pos_continuous"]).max(),
         "worst_delta": errors[worst],
         "worst_delta_name": worst,
-        "worst_head_delta": max(v for k, v in errors.items() if k.startswith("head/")),
+        "worst_head_delta": np.max([v for k, v in errors.items() if k.startswith("head/")]),
         "median_delta": float(np.median(list(errors.values()))),
     }
     print(json.dumps({k: v if isinstance(v, str) else float(v) for k, v in report.items()}))
