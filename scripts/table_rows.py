@@ -16,6 +16,10 @@ ATSS = "ablations"
 """Recipe of ATSS with ResNet-50, the base of most rows."""
 
 
+ALIASES = {"paper_table8:backbone=r50,schedule=1x,multiscale=false": ATSS}
+"""Recipe with its argument -> the one that is equal to it, whose run it shares."""
+
+
 class Row(NamedTuple):
     """One row of a table."""
 
@@ -44,7 +48,7 @@ class Row(NamedTuple):
     @property
     def run(self) -> str:
         """Name of the training run: rows with equal recipes share it."""
-        recipe, _, argument = self.config.partition(":")
+        recipe, _, argument = ALIASES.get(self.config, self.config).partition(":")
         defaults = ("", "k=9", "anchor_scale=8", "aspect_ratio=1")
         parts = [p for p in argument.split(",") if p not in defaults]
         parts += [f"{name.split('.')[1]}={value}" for name, value in self.fields]
@@ -242,21 +246,22 @@ def selected(tables: list[str] | None = None, words: list[str] | None = None) ->
     """Rows of the given tables, in the order of the tables, by name or argument.
 
     Raises:
-      ValueError: there is none.
+      ValueError: a table or a word that is none.
     """
-    rows = [
-        row
-        for table in tables or TABLES
-        for row in ROWS
-        if row.table == table and (not words or any(w in _words(row) for w in words))
-    ]
-    if not rows:
+    unknown = [table for table in tables or () if table not in TABLES]
+    if unknown:
         raise ValueError(
-            f"--tables {','.join(tables or ())} --rows {words}: no such row. Tables are "
-            f"{', '.join(TABLES)}; a row is named as `list` does, or by one of its arguments, "
-            "such as k=15."
+            f"--tables {','.join(unknown)}: no such table. Tables are {', '.join(TABLES)}."
         )
-    return rows
+    rows = [row for table in tables or TABLES for row in ROWS if row.table == table]
+    unknown = [word for word in words or () if not any(word in _words(row) for row in rows)]
+    if unknown:
+        where = f"in table {', '.join(tables)}" if tables else "in any table"
+        raise ValueError(
+            f"--rows {' '.join(map(repr, unknown))}: no such row {where}. A row is named as `list` "
+            "does, or by one of its arguments, such as k=15."
+        )
+    return [row for row in rows if not words or any(word in _words(row) for word in words)]
 
 
 def _words(row: Row) -> tuple[str, ...]:
