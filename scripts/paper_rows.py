@@ -6,41 +6,32 @@ r"""The paper's Tables 1 to 8 (arXiv 1912.02424) and recipes after it: list, run
 
 `run` skips what is finished, so the same command goes on, and with --known=RESULTS.json also what
 an earlier report wrote. Any number of machines may run it on a shared FOLDER
-(scripts/row_queue.py says how they share it). The seeds are the outer loop: stopped early, each
-seed so far is complete. `--preset paper` is COCO and takes days of a GPU; `--preset mini` is
-configs/mini.py, minutes of a CPU core. Rows that are the same run are trained once.
+(scripts/row_queue.py says how they share it). At SIGTERM or Ctrl-C the running command saves, and
+`run` ends with code 75. The seeds are the outer loop: stopped early, each seed so far is complete.
+`--preset paper` is COCO and takes days of a GPU; `--preset mini` is configs/mini.py, minutes of a
+CPU core. Rows that are the same run are trained once.
 Flags after `--` are added to every command, such as `-- --config.data.data_dir=/data`.
 """
 
 import argparse
 import json
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import row_process
 import row_report
 import table_rows
+from row_process import RowFailedError, StoppedError, WorkdirHeldError
 from row_queue import RowQueue
 from table_rows import Row
 
-ROOT = Path(__file__).resolve().parents[1]
 PRESETS = ("paper", "mini")
-PREEMPTED = 75
-"""Exit code of a run that was told to stop and goes on later."""
 KEPT = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """Metrics of a result."""
-
-
-class RowFailedError(RuntimeError):
-    """A command of a job ended with an error."""
-
-
-class StoppedError(RuntimeError):
-    """A command of a job was told to stop."""
 
 
 class Job(NamedTuple):
@@ -81,8 +72,12 @@ def make_job(row: Row, preset: str, seed: int) -> Job:
 
 def make_jobs(rows: list[Row], preset: str, seeds: int) -> list[Job]:
     """All jobs of rows, each once, one seed after the other."""
-    jobs = [make_job(row, preset, seed) for seed in range(seeds) for row in rows]
-    return list(dict.fromkeys(jobs))
+    jobs: dict[str, Job] = {}
+    for seed in range(seeds):
+        for row in rows:
+            job = make_job(row, preset, seed)
+            jobs.setdefault(job.name, job)
+    return list(jobs.values())
 
 
 def commands(job: Job, workdir: str, extra: tuple[str, ...] = ()) -> list[list[str]]:
@@ -96,20 +91,19 @@ def run_job(job: Job, scratch: Path, extra: tuple[str, ...]) -> dict[str, Any]:
     """Runs a job's commands in a workdir below `scratch`, going on with what is there.
 
     Returns:
-      Its result: metrics, seconds, and what they were measured on.
+      Its result: metrics, seconds of all its starts, and what they were measured on.
 
     Raises:
-      RowFailedError: a command failed; says its last lines.
-      StoppedError: a command was told to stop.
+      RowFailedError, StoppedError, WorkdirHeldError: see `row_process.call`.
     """
     workdir = scratch / job.name
-    start = time.monotonic()
+    clock = row_process.Stopwatch(workdir)
     train, *tests = commands(job, str(workdir), extra)
-    _call(train)
+    row_process.call(train, clock.save)
     result = json.loads((workdir / "result.json").read_text())
     evaluations = {}
     for flags, command in zip(job.tests, tests, strict=True):
-        _call(command)
+        row_process.call(command, clock.save)
         newest = max(workdir.glob("eval/*/result.json"), key=lambda path: path.stat().st_mtime_ns)
         evaluated = json.loads(newest.read_text())["metrics"]
         evaluations[" ".join(flags)] = {name: evaluated[name] for name in KEPT}
@@ -122,21 +116,10 @@ def run_job(job: Job, scratch: Path, extra: tuple[str, ...]) -> dict[str, Any]:
         "evaluations": evaluations,
         "steps": result["steps"],
         "train_seconds": result["wall_seconds"],
-        "all_seconds": round(time.monotonic() - start, 1),
+        "all_seconds": round(clock.seconds, 1),
         "device": f"{result['num_devices']} x {result['device_kind']}",
         "versions": result["versions"],
     }
-
-
-def _call(command: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, *command[1:]], cwd=ROOT, capture_output=True, text=True, errors="replace"
-    )
-    if done.returncode == PREEMPTED:
-        raise StoppedError(shlex.join(command))
-    if done.returncode:
-        last = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise RowFailedError(f"exit code {done.returncode} of {shlex.join(command)}\n{last}")
 
 
 def work(queue: RowQueue, jobs: list[Job], do: Callable[[Job], dict[str, Any]]) -> list[str]:
@@ -162,6 +145,8 @@ def work(queue: RowQueue, jobs: list[Job], do: Callable[[Job], dict[str, Any]]) 
             except RowFailedError as error:
                 queue.fail(job.name, str(error))
                 print(f"failed: {error}", file=sys.stderr, flush=True)
+            except WorkdirHeldError as error:  # as a killed worker's, which still saves
+                print(f"tried again later: {error}", file=sys.stderr, flush=True)
         left = [job.name for job in jobs if not queue.is_done(job.name)]
         if all(queue.has_failed(name) for name in left):
             return left
@@ -190,10 +175,11 @@ def _run(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
         queue.finish(job_name(result["preset"], result["run"], result["seed"]), result)
     scratch = options.scratch or options.out / "runs"
     try:
-        failed = work(queue, jobs, lambda job: run_job(job, scratch.resolve(), extra))
+        with row_process.stoppable():
+            failed = work(queue, jobs, lambda job: run_job(job, scratch.resolve(), extra))
     except StoppedError as error:
         print(f"stopped, the same command goes on: {error}", file=sys.stderr)
-        return PREEMPTED
+        return row_process.PREEMPTED
     print(f"{len(jobs) - len(failed)} of {len(jobs)} runs finished", flush=True)
     for name in failed:
         print(f"failed: {queue.folder / 'failed' / name}.json", file=sys.stderr)

@@ -53,12 +53,22 @@ def test_there_are_sixty_rows_of_nine_tables():
 
 
 def test_rows_differ_from_their_base_in_exactly_the_named_fields():
-    by_run: dict[str, Recipe] = {}
     for row in ROWS:
         recipe = load(row.config, row.fields)
         assert differing(load(row.base), recipe) == set(row.changes), row
-        assert by_run.setdefault(row.run, recipe) == recipe, row
         assert any(other.config == row.base and not other.fields for other in ROWS), row
+
+
+@pytest.mark.parametrize("preset", paper_rows.PRESETS)
+def test_rows_share_a_run_if_their_recipes_are_equal(preset):
+    recipes = {row: load(row.config, row.fields) for row in ROWS}
+    if preset == "mini":
+        recipes = {row: mini.shrink(recipe) for row, recipe in recipes.items()}
+    pairs = {(row.run, repr(recipe)) for row, recipe in recipes.items()}
+    assert len(pairs) == len({run for run, _ in pairs}) == len({recipe for _, recipe in pairs})
+    assert len(paper_rows.make_jobs(ROWS, preset, 1)) == len(pairs)
+    known = json.loads((ROOT / "docs/results/paper_mini.json").read_text())["results"]
+    assert {result["run"] for result in known} <= {run for run, _ in pairs}
 
 
 def test_a_miniature_keeps_what_its_recipe_changes():
@@ -90,7 +100,7 @@ def test_networks_of_rows_have_the_heads_they_name(index, has):
 
 def test_rows_that_are_the_same_run_are_one_job_with_all_tests():
     jobs = paper_rows.make_jobs(table_rows.selected(["2", "3", "4", "7"]), "mini", 3)
-    assert len(jobs) == 63 and [job.seed for job in jobs] == sorted(job.seed for job in jobs)
+    assert len(jobs) == 60 and [job.seed for job in jobs] == sorted(job.seed for job in jobs)
     (deformable,) = table_rows.selected(["8"], ["ATSS x101_64x4d DCN"])
     job = paper_rows.make_job(deformable, "paper", 1)
     trained, tested = paper_rows.commands(job, "w", ("--config.data.global_batch=8",))
@@ -99,7 +109,7 @@ def test_rows_that_are_the_same_run_are_one_job_with_all_tests():
     assert tested == [*trained, "--mode=eval", "--config.eval.multiscale=paper"]
 
 
-def test_list_prints_commands_and_refuses_unknown_rows(capsys, monkeypatch):
+def test_list_prints_commands(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["paper_rows.py", "list", "--rows", "k=15"])
     with pytest.raises(SystemExit, match="0"):
         paper_rows.main()
@@ -108,10 +118,22 @@ def test_list_prints_commands_and_refuses_unknown_rows(capsys, monkeypatch):
         "python -m atss_jax.main --config=configs/ablations.py:k=15 "
         "--workdir=workdirs/paper/paper-ablations-k_15-seed0 --config.run.seed=0",
     ]
-    monkeypatch.setattr(sys, "argv", ["paper_rows.py", "list", "--tables", "4", "--rows", "k=8"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--tables 4 --rows k=8", "--rows 'k=8': no such row in table 4. A row is named as"),
+        ("--rows k=15 k=16", "--rows 'k=16': no such row in any table. A row"),
+        ("--tables 3,99", "--tables 99: no such table. Tables are 1, 2"),
+        ("--tables 3 --rows FCOS k=15", "--rows 'k=15': no such row in table 3."),
+    ],
+)
+def test_every_unknown_table_and_row_is_an_error(capsys, monkeypatch, flags, message):
+    monkeypatch.setattr(sys, "argv", ["paper_rows.py", "list", *flags.split()])
     with pytest.raises(SystemExit, match="2"):
         paper_rows.main()
-    assert "no such row" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_claim_belongs_to_one_and_a_dead_one_to_the_next(tmp_path):
