@@ -13,7 +13,7 @@ from etils import epath
 
 from atss_jax import cli
 from atss_jax.errors import UserError
-from atss_jax.run import build, closing, limits, train, workdir_files
+from atss_jax.run import build, closing, evaluation_folder, limits, train, workdir_files
 from atss_jax.runtime.config import RunConfig
 from tests import tiny
 
@@ -33,7 +33,7 @@ def evaluations(*values: float, every: int = 10) -> dict[str, dict[str, float]]:
         ((0.3, 0.2), False),
         ((0.3, 0.2, 0.3), True),  # as good as the best is not better
         ((0.3, 0.2, 0.31), False),
-        ((-1.0, -1.0, -1.0), True),
+        ((-1.0, -1.0, -1.0), False),  # no object to find
     ],
 )
 def test_patience_counts_evaluations_since_the_best(values, ends):
@@ -203,7 +203,7 @@ def test_a_run_without_time_ends_with_a_result(folder, tmp_path, one_device, mon
 
 
 @pytest.mark.slow
-def test_patience_ends_a_run_and_a_resume_keeps_it(folder, tmp_path, one_device):
+def test_patience_ends_a_run_and_a_resume_keeps_it(folder, tmp_path, one_device, monkeypatch):
     config = tiny.make_config(
         folder, run__patience=2, run__eval_every=1, optim__learning_rate=1e-9, optim__num_steps=50
     )
@@ -215,7 +215,15 @@ def test_patience_ends_a_run_and_a_resume_keeps_it(folder, tmp_path, one_device)
     assert train.train(config, workdir, with_evaluation=True) == result
     assert (workdir / "metrics.jsonl").read_text() == rows
     longer = dataclasses.replace(config, run=dataclasses.replace(config.run, patience=3))
+    write, seen = evaluation_folder.write_detections, []
+
+    def record(*arguments):
+        seen.append((workdir / "result.json").exists())
+        return write(*arguments)
+
+    monkeypatch.setattr(evaluation_folder, "write_detections", record)
     more = train.train(longer, workdir, with_evaluation=True)
+    assert seen and not any(seen)  # new detections never lie beside the old result
     assert more["steps"] > result["steps"]
     assert json.loads((workdir / "result.json").read_text()) == more
     assert np.isfinite(more["wall_seconds"])

@@ -9,6 +9,7 @@ import pytest
 
 from atss_jax.errors import UserError
 from atss_jax.run import publish
+from atss_jax.runtime.checkpoint import Checkpointer
 from tests import hub_server
 from tests.small_detector import CLASS_NAMES, make_config, write_workdir
 
@@ -34,8 +35,10 @@ def test_there_and_back(tmp_path):
     pytest.importorskip("huggingface_hub")
     workdir = tmp_path / "run"
     write_workdir(workdir, make_config())
-    result = {"step": 7, "metrics": {"AP": 0.4321, "APs": None}}
-    (workdir / "result.json").write_text(json.dumps(result))
+    checkpointer = Checkpointer(str(workdir / "checkpoints"))
+    checkpointer.attach(7, {"AP": 0.4321, "APs": -1.0}, {})
+    checkpointer.close()
+    (workdir / "result.json").write_text('{"step": 5, "metrics": {"AP": 0.1}}')  # of a shorter run
     with hub_server.running() as server:
         done = subprocess.run(
             [sys.executable, "-c", THERE_AND_BACK, str(workdir)], cwd=ROOT, text=True,
@@ -53,4 +56,4 @@ def test_there_and_back(tmp_path):
 def test_what_is_no_run(tmp_path):
     with pytest.raises(UserError, match="config.json: missing. Give the workdir of a run"):
         publish.write_repository(tmp_path, tmp_path, "me/cells")
-    assert publish.measured(tmp_path) == "Not evaluated."
+    assert publish.measured(tmp_path, 7) == "Not evaluated."

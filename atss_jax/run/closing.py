@@ -93,7 +93,9 @@ def closing_text(
     lines = [f"{ended}; ended at step {step}"] if ended else []
     lines.append(table(class_rows(dataset, metrics)))
     best = best_step(evaluated)
-    if best is not None and best != step:
+    if best is None:
+        lines.append("no object to find in the validation images, so no AP")
+    elif best != step:
         value = evaluated[str(best)][MAIN_METRIC]
         lines.append(f"best AP {value:.3f} at step {best}; the table is of step {step}")
     else:

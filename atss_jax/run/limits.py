@@ -22,7 +22,7 @@ from atss_jax.run import build
 from atss_jax.run.recipe import Recipe
 from atss_jax.run.training_setup import Setup
 from atss_jax.run.validation import Validation
-from atss_jax.runtime import parallel
+from atss_jax.runtime import checkpoint_record, parallel
 from atss_jax.runtime.compiled import CompiledByShape
 from atss_jax.runtime.config import RunConfig
 from atss_jax.structures import Batch
@@ -105,8 +105,8 @@ def best_step(evaluated: Mapping[str, Mapping[str, float]]) -> int | None:
     >>> best_step({"10": {"AP": 0.2}, "20": {"AP": 0.4}, "30": {"AP": 0.4}})
     20
     """
-    known = {int(step): m[MAIN_METRIC] for step, m in evaluated.items() if MAIN_METRIC in m}
-    return min(known, key=lambda step: (-known[step], step)) if known else None
+    found = checkpoint_record.best_first({int(step): m for step, m in evaluated.items()})
+    return found[0] if found else None
 
 
 def fit_to_time(

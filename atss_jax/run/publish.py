@@ -9,11 +9,14 @@ import json
 import tempfile
 from pathlib import Path
 
+from etils import epath
+
 from atss_jax.errors import UserError
 from atss_jax.evaluation.coco_metrics import METRICS
 from atss_jax.models import hub, pretrained
 from atss_jax.run import recipe_io
 from atss_jax.run.detector import Detector
+from atss_jax.runtime import checkpoint_record
 
 CARD = """\
 ---
@@ -107,17 +110,18 @@ def write_repository(workdir: Path, folder: Path, repository: str) -> None:
         backbone=model.backbone,
         count=len(detector.class_names),
         classes=", ".join(detector.class_names),
-        metrics=measured(workdir),
+        metrics=measured(workdir, detector.step),
         repository=repository,
         start=model.init_from or "random weights",
     )
     (folder / "README.md").write_text(card)
 
 
-def measured(workdir: Path) -> str:
-    """A table of what the training measured on its validation set, or that nothing was."""
-    path = workdir / "result.json"
-    metrics = (json.loads(path.read_text())["metrics"] or {}) if path.exists() else {}
+def measured(workdir: Path, step: int | None) -> str:
+    """A table of what the training measured at a checkpoint on its validation set, if it did."""
+    folder = epath.Path(workdir) / "checkpoints"
+    record = (checkpoint_record.read_record(folder, step) if step is not None else None) or {}
+    metrics = record.get("metrics") or {}
     known = [(name, metrics[name]) for name in METRICS if metrics.get(name, -1) not in (None, -1)]
     if not known:
         return "Not evaluated."

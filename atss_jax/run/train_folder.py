@@ -30,8 +30,8 @@ class Run:
     result: Mapping[str, Any]
 
     @property
-    def metrics(self) -> Mapping[str, float]:
-        """Of the last evaluation: "AP", "AP50" and so on, as shares of 1."""
+    def metrics(self) -> Mapping[str, float | None]:
+        """Of the last evaluation: "AP", "AP50" and so on, as shares of 1; None without objects."""
         return self.result.get("metrics") or {}
 
     def rows(self) -> list[dict[str, Any]]:
@@ -51,7 +51,8 @@ class Run:
 
     def __repr__(self) -> str:
         """Folder, steps and AP, as in "Run(workdirs/photos: 400 steps, AP 0.512)"."""
-        found = f", AP {self.metrics['AP']:.3f}" if "AP" in self.metrics else ""
+        value = self.metrics.get("AP")
+        found = "" if value is None else f", AP {value:.3f}"
         return f"Run({self.workdir}: {self.result['steps']} steps{found})"
 
     def _repr_png_(self) -> bytes | None:

@@ -18,6 +18,7 @@ import numpy as np
 from etils import epath
 
 from atss_jax.data import loader
+from atss_jax.evaluation.coco_metrics import known_or_none
 from atss_jax.run import (
     build,
     closing,
@@ -192,9 +193,11 @@ class Loop:
         if outcome is None:
             return False
         self._signal.enter("the evaluation is recorded", None)
-        self._writer.write(step, outcome.metrics, prefix="eval/")
+        known = {k: v for k, v in known_or_none(outcome.metrics).items() if v is not None}
+        self._writer.write(step, known, prefix="eval/")
         self._writer.flush()
         if jax.process_index() == 0:
+            (self._workdir / "result.json").unlink(missing_ok=True)  # of a run that was shorter
             with _warning_only(f"detections.json of step {step} is not written"):
                 dataset = self._validation.dataset
                 evaluation_folder.write_detections(self._workdir, dataset, outcome.detections)

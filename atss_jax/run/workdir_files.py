@@ -15,6 +15,7 @@ import jax
 from etils import epath
 
 from atss_jax.errors import UserError
+from atss_jax.evaluation.coco_metrics import known_or_none
 from atss_jax.files import write_whole
 from atss_jax.run import recipe_changes, recipe_io
 from atss_jax.run.recipe import Recipe
@@ -241,7 +242,7 @@ def write_result(
     device = jax.devices()[0]
     result = {
         **about,
-        "metrics": metrics,
+        "metrics": known_or_none(metrics),
         "steps": steps,
         "wall_seconds": round(wall_seconds, 3),
         "images_per_s": round(images_per_s, 3),

@@ -4,6 +4,7 @@ A checkpoint is complete or it is not there: Orbax writes into a temporary folde
 record (`checkpoint_record`) holds checksums, and what a resumed run must know beside the state.
 """
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -37,16 +38,12 @@ class _BestOnDisk(policies.PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         """Marks the `count` best of the measured checkpoints."""
         del context
-        measured = []
+        metrics = {}
         for checkpoint in checkpoints:
-            try:
+            with contextlib.suppress(DamagedError):
                 record = checkpoint_record.read_record(self._folder, checkpoint.step)
-            except DamagedError:
-                record = None
-            value = ((record or {}).get("metrics") or {}).get("AP")
-            if value is not None:
-                measured.append((value, checkpoint.step))
-        best = {step for _, step in sorted(measured)[-self._count :]}
+                metrics[checkpoint.step] = (record or {}).get("metrics")
+        best = checkpoint_record.best_first(metrics)[: self._count]
         return [checkpoint.step in best for checkpoint in checkpoints]
 
 

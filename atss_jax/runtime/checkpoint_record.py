@@ -8,7 +8,7 @@ and holds a checksum of itself, too.
 import json
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from etils import epath
@@ -147,6 +147,22 @@ def verify(folder: epath.Path, step: int) -> bool:
     return True
 
 
+def best_first(metrics: Mapping[int, Mapping[str, float] | None]) -> list[int]:
+    """Steps by their "AP", the best first and of equal ones the earlier.
+
+    Steps that were not evaluated are left out, and those without an object to find (AP -1).
+
+    Args:
+      metrics: of each step; None for a step that was not evaluated.
+
+    >>> best_first({10: {"AP": 0.2}, 20: {"AP": 0.4}, 30: {"AP": 0.4}, 40: None, 50: {"AP": -1.0}})
+    [20, 30, 10]
+    """
+    found = {step: (values or {}).get("AP", -1.0) for step, values in metrics.items()}
+    known = {step: value for step, value in found.items() if value >= 0}
+    return sorted(known, key=lambda step: (-known[step], step))
+
+
 def chosen_steps(folder: epath.Path, steps: Sequence[int], which: str) -> list[int]:
     """The checkpoints that may be read: all for "last", else one.
 
@@ -162,14 +178,9 @@ def chosen_steps(folder: epath.Path, steps: Sequence[int], which: str) -> list[i
     if which == "last":
         return list(steps)
     if which == "best":
-        measured = []
-        for step in steps:
-            record = read_record(folder, step) or {}
-            value = (record.get("metrics") or {}).get("AP")
-            if value is not None:
-                measured.append((value, step))
-        if measured:
-            return [max(measured)[1]]
+        metrics = {step: (read_record(folder, step) or {}).get("metrics") for step in steps}
+        if best := best_first(metrics):
+            return best[:1]
         raise UserError(
             f"--checkpoint=best: the training evaluated none of the checkpoints in {folder} "
             f"({there}). Use last, or one of these steps."
