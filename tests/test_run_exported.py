@@ -11,6 +11,7 @@ import pytest
 
 import run_exported
 from atss_jax.data import media
+from atss_jax.data.images import resized_size
 
 
 @pytest.mark.parametrize(
@@ -65,3 +66,10 @@ def test_a_bad_file_does_not_end_the_list(tmp_path, monkeypatch, capsys):
     assert json.loads(printed.out)["file"] == str(good)
     lines = printed.err.splitlines()
     assert [line.partition(": ")[0] for line in lines] == [str(bad), str(text)], lines
+
+
+def test_sizes_are_those_of_the_package():
+    for height in range(1, 700, 7):
+        for width in (1, 90, 200, 321, 494, 640):
+            here = run_exported.resized_size(height, width, 240, 320)
+            assert here == resized_size((height, width), 240, 320), (height, width)

@@ -157,7 +157,8 @@ def thumbnail(dataset: DetectionDataset, record: int) -> str:
     except ValueError:
         return ""
     zoom = THUMBNAIL_PX / max(image.shape[:2])
-    small = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+    height, width = (max(1, round(side * zoom)) for side in image.shape[:2])
+    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     for box, label in zip(dataset.boxes(record), dataset.labels(record), strict=True):
         x1, y1, x2, y2 = (int(round(float(v) * zoom)) for v in box)
         cv2.rectangle(small, (x1, y1), (x2, y2), class_color(int(label)), 1)
