@@ -63,10 +63,7 @@ def resized_size(height: int, width: int, short_side: int, max_long_side: int) -
     short, long = min(height, width), max(height, width)
     if long / short * short_side > max_long_side:
         short_side = max(1, int(round(max_long_side * short / long)))
-    if short == short_side:
-        return height, width
-    long_side = int(short_side * long / short)
-    long_side = min(long_side, max_long_side)
+    long_side = min(int(short_side * long / short), max_long_side)
     return (long_side, short_side) if width < height else (short_side, long_side)
 
 
