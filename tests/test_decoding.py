@@ -5,11 +5,22 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from atss_jax.data import decoding, jpeg_markers
+
+
+@pytest.mark.parametrize("compression", [1, 5, 8])  # none, LZW, deflate
+def test_deep_colour_tiff(compression):
+    samples = np.random.default_rng(0).integers(0, 4096, (20, 30, 3)).astype(np.uint16)
+    options = [cv2.IMWRITE_TIFF_COMPRESSION, compression]
+    done, data = cv2.imencode(".tif", samples[..., ::-1], options)
+    assert done
+    found = decoding.decode(data.tobytes())
+    np.testing.assert_array_equal(found, np.rint(samples.astype(np.float32) * (255 / 4095)))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

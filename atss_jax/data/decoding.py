@@ -39,6 +39,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "J
 ones with weak decoders are not among them."""
 
 _READ_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_ANYDEPTH
+_READ_DEEP_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_ANYDEPTH
+"""More than 8 bits are read as BGR: OpenCV 5.0.0 reads TIFF files of 16 bits wrong as RGB."""
 
 _FOREIGN = (
     (re.compile(rb"version https://git-lfs"), "a git-LFS pointer: run `git lfs pull`"),
@@ -262,7 +264,11 @@ def _decode_whole(data: bytes, header: Header) -> Shaped[np.ndarray, "h w 3"]:
     image = None
     if header.bits <= 16:  # OpenCV is loud about the others
         try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), _READ_FLAGS)
+            encoded = np.frombuffer(data, np.uint8)
+            if header.bits == 8:
+                image = cv2.imdecode(encoded, _READ_FLAGS)
+            else:
+                image = cv2.imdecode(encoded, _READ_DEEP_FLAGS)[..., ::-1]
         except Exception:  # Pillow decides
             image = None
     if image is None or image.ndim != 3 or image.shape[:2] != header.size:
