@@ -6,14 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 import aot_report
 from atss_jax.configs import coco_json
 from atss_jax.errors import UserError
+from atss_jax.models.config import ModelConfig
 from atss_jax.run import recipe_io
-from atss_jax.run.ahead import costs, hlo_text, topology
+from atss_jax.run.ahead import costs, hlo_text, programs, topology
 from atss_jax.run.ahead.figures import program_figures
+from atss_jax.run.recipe import Recipe
 from tests.ahead_case import report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,6 +119,42 @@ def test_diff_names_what_changed_and_what_is_not_comparable():
     assert "not the same topology: v5e:2x2 and v6e:2x2" in text
     row = next(line for line in text.splitlines() if line.startswith("peak_memory_mib"))
     assert row.split()[1:] == ["200", "100", "-50.0%"]
+
+
+def case_of(per_device=2, **model):
+    """The paper's recipe with fields of the network changed, on one device."""
+    recipe = Recipe(model=ModelConfig(**model))
+    return programs.Case(recipe, topology.make_mesh("cpu"), (64, 96), per_device, 3)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50", "convnext_tiny"])
+@pytest.mark.parametrize("width", [0.25, 1.0])
+def test_the_pyramid_is_that_of_the_recipe(backbone, width):
+    """Its variables have the shapes of the whole network's, and its inputs those of C3 to C5."""
+    case = case_of(backbone=backbone, width=width, p6_from="c5", fpn_channels=64)
+    variables, maps, *_ = programs.fpn(case).arguments
+    assert variables["params"]["p6"]["kernel"].shape[2] == maps[2].shape[-1] != 64
+    assert [m.shape[:3] for m in maps] == [(2, 8, 12), (2, 4, 6), (2, 2, 3)]
+    whole, *_ = programs.predict(case).arguments
+    assert jax.tree.map(lambda leaf: leaf.shape, variables["params"]) == jax.tree.map(
+        lambda leaf: leaf.shape, whole["params"]["fpn"]
+    )
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_the_pyramid_is_compiled_as_the_recipe_says(relu):
+    case = case_of(relu_before_p7=relu)
+    program = programs.fpn(case)
+    text = str(program.function.trace(*program.arguments).jaxpr)
+    assert ("relu" in text) == relu
+
+
+def test_the_stem_of_resnets_alone():
+    variables, *_ = programs.stem(case_of(stem_channels=24)).arguments
+    assert variables["params"]["stem_conv"]["kernel"].shape == (7, 7, 3, 24)
+    message = "'convnext_tiny': only ResNets and ResNeXts have a part stem. Use --part=backbone."
+    with pytest.raises(UserError, match=message):
+        programs.stem(case_of(backbone="convnext_tiny"))
 
 
 @pytest.mark.parametrize("name", ["v5e", "v5e:4", "h100", "h100:0", "tpu:2x2", "cpu:2"])

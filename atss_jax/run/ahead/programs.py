@@ -86,7 +86,16 @@ def predict(case: Case) -> Program:
 
 
 def stem(case: Case) -> Program:
-    """uint8 images to the input of C2: normalisation, 7x7 convolution, norm, ReLU, pooling."""
+    """uint8 images to the input of C2: normalisation, 7x7 convolution, norm, ReLU, pooling.
+
+    Raises:
+      UserError: the recipe's backbone is no ResNet.
+    """
+    if not isinstance(make_backbone(case.config.model), ResNet):
+        raise UserError(
+            f"--part=stem with config.model.backbone={case.config.model.backbone!r}: only ResNets "
+            "and ResNeXts have a part stem. Use --part=backbone."
+        )
     model = dataclasses.replace(case.config.model, frozen_stages=1)
     return _backbone(case, ResNet(model, Architecture((0, 0, 0, 0), True, 1, 64), _dtype(case)))
 
@@ -98,10 +107,17 @@ def backbone(case: Case) -> Program:
 
 def fpn(case: Case) -> Program:
     """C3..C5 to P3..P7, forward and backward."""
-    shapes = pyramid.level_shapes(case.bucket)
-    maps = [(*shapes[i], 512 * 2**i) for i in range(3)]
-    config = case.config.model
-    module = FeaturePyramid(channels=config.fpn_channels, dtype=_dtype(case))
+    config, body = case.config.model, make_backbone(case.config.model, _dtype(case))
+    image = jax.ShapeDtypeStruct((1, *case.bucket, 3), jnp.float32)
+    stages, _ = jax.eval_shape(lambda x: body.init_with_output(jax.random.key(0), x), image)
+    by_stride = dict(zip(body.strides, stages, strict=True))
+    maps = [by_stride[stride].shape[1:] for stride in (8, 16, 32)]
+    module = FeaturePyramid(
+        channels=config.fpn_channels,
+        p6_from=config.p6_from,
+        relu_before_p7=config.relu_before_p7,
+        dtype=_dtype(case),
+    )
     return _gradients(case, lambda v, m, masks: module.apply(v, tuple(m), masks), module, maps)
 
 
