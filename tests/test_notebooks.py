@@ -11,7 +11,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "scripts" / "notebooks").glob("*
 
 SAYS = {
     "assigners": ("positives", "ms per image"),
-    "own_folder": ("'AR100'", "in the last of 48", "result.json", "Result("),
+    "own_folder": ("'AR100'", "in the last of 800", "result.json", "Result("),
 }
 """Notebook -> parts of its output."""
 
