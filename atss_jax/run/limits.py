@@ -1,8 +1,9 @@
 """When a run ends before its last step: `run.max_minutes` and `run.patience`.
 
 With `run.max_minutes`, the length of a new run is chosen from measured times, so that the learning
-rate's schedule ends in time; the workdir's config.json holds it as `optim.num_steps`, and a resumed
-run does not choose again. Should steps become slower than measured, the run ends on the limit.
+rate's schedule ends in time. The workdir's config.json holds it as `optim.num_steps`, and
+`assigner.warmup_steps` in proportion; a resumed run does not choose again. Should steps become
+slower than measured, the run ends on the limit.
 """
 
 import dataclasses
@@ -157,8 +158,27 @@ def fit_to_time(
     )
     if steps == wanted:
         return config, f"{line}; all {wanted} steps fit"
+    line += f"; {steps} of {wanted} steps fit"
+    config = shortened(config, steps, of=wanted)
+    if config.assigner.warmup_steps:
+        line += f", with assigner.warmup_steps={config.assigner.warmup_steps}"
+    return config, line
+
+
+def shortened(config: Recipe, steps: int, *, of: int) -> Recipe:
+    """The recipe with another length, and the assigner's warm-up in proportion.
+
+    Args:
+      config: the recipe.
+      steps: of the run, at least 1.
+      of: steps that the recipe has.
+    """
+    assigner = config.assigner
+    if assigner.warmup_steps:
+        warmup_steps = max(1, assigner.warmup_steps * steps // of)
+        assigner = dataclasses.replace(assigner, warmup_steps=warmup_steps)
     length = dataclasses.replace(config.optim, num_steps=steps, num_epochs=0.0)
-    return dataclasses.replace(config, optim=length), f"{line}; {steps} of {wanted} steps fit"
+    return dataclasses.replace(config, assigner=assigner, optim=length)
 
 
 def steps_in(

@@ -64,6 +64,23 @@ def tpu_advice(config: Recipe, mesh: Mesh) -> str:
     )
 
 
+def warmup_advice(config: Recipe, num_steps: int) -> str:
+    """What to say of an assigner whose warm-up does not end; "" where it has none, or it ends.
+
+    Args:
+      config: the recipe.
+      num_steps: length of the run.
+    """
+    assigner = config.assigner
+    if not assigner.warmup_steps or assigner.warmup_steps < num_steps:
+        return ""
+    return (
+        f"config.assigner.warmup_steps={assigner.warmup_steps} in a run of {num_steps} steps: ATSS "
+        f"assigns in all of them, {assigner.name} in none. Set it below {num_steps}, such as "
+        f"{num_steps // 3} (a third, as in TOOD), or train for longer."
+    )
+
+
 def _images_per_device(config: Recipe, mesh: Mesh) -> int:
     """Of a micro-batch."""
     return config.data.global_batch // (mesh.size * config.optim.accumulate)

@@ -142,9 +142,18 @@ def with_chosen(config: Recipe, old: Recipe, *, training: bool = False) -> Recip
         names += [n for n in DERIVED if training or _of(config, n) == _of(Recipe(), n)]
     fields = {name.split(".")[1]: _of(old, name) for name in names}
     if training and config.run.max_minutes and old.run.max_minutes:  # it chose its length in time
-        length = {name.split(".")[1]: _of(old, name) for name in LENGTH}
-        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, **length))
+        config = _with_length(config, old)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **fields))
+
+
+def _with_length(config: Recipe, old: Recipe) -> Recipe:
+    """A recipe with the length of another, and its assigner's warm-up where both have one."""
+    length = {name.split(".")[1]: _of(old, name) for name in LENGTH}
+    assigner, warmup_steps = config.assigner, old.assigner.warmup_steps
+    if assigner.warmup_steps and warmup_steps:
+        assigner = dataclasses.replace(assigner, warmup_steps=warmup_steps)
+    optim = dataclasses.replace(config.optim, **length)
+    return dataclasses.replace(config, assigner=assigner, optim=optim)
 
 
 def _of(recipe: Recipe, name: str) -> Any:

@@ -93,6 +93,8 @@ def _train(
     workdir_files.check_classes(workdir, names, ids)
     train_data.check(workdir, setup.train_set)
     print_schedule_change(workdir, config, setup)
+    if jax.process_index() == 0 and (advice := preflight.warmup_advice(config, setup.num_steps)):
+        screen.show(advice, sys.stderr)
     val = None
     if val_set is not None:
         val = validation.Validation(config, setup.settings.model, setup.mesh, dataset=val_set)
@@ -170,6 +172,8 @@ def _in_numbers(
             config = _with_first_weights(config, old, workdir)
         if config.run.max_minutes and old.run.max_minutes and jax.process_index() == 0:
             length = f"{old.optim.num_steps} steps" if old.optim.num_steps else "the whole length"
+            if config.assigner.warmup_steps:
+                length += f", assigner.warmup_steps={config.assigner.warmup_steps}"
             screen.show(f"run.max_minutes: {length}, as chosen when the run began")
         is_chosen = config.data.image_size == old.data.image_size
         if is_chosen and not recipe_changes.is_left_open(config):
