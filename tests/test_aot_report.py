@@ -106,6 +106,57 @@ def test_an_asynchronous_collective_is_counted_once():
     assert found["mib"] == 2 * 64 * 32 * 2 / 2**20
 
 
+def computation(name, *lines, entry=False):
+    """Text of a computation of an array and a counter."""
+    head = "(p: (f32[256], s32[])) -> (f32[256], s32[])"
+    first = f"%p.{name} = (f32[256]{{0}}, s32[]) parameter(0)"
+    body = "".join(f"  {line}\n" for line in (first, *lines))
+    return f"{'ENTRY ' if entry else ''}%{name} {head} {{\n{body}}}\n\n"
+
+
+def loop(name, body, trips):
+    count = f'{{"known_trip_count":{{"n":"{trips}"}}}}' if trips else "{}"
+    return (
+        f"%{name} = (f32[256]{{0}}, s32[]) while(%p), condition=%cond, body=%{body}, "
+        f"backend_config={count}"
+    )
+
+
+def reduce(name, channel, rest=""):
+    return f"%{name} = f32[256]{{0}} all-reduce(%x), channel_id={channel}, to_apply=%add{rest}"
+
+
+def all_reduces(*computations):
+    text = "HloModule step\n\n" + computation("cond") + computation("add") + "".join(computations)
+    return costs.collectives(hlo_text.parse(text))
+
+
+def test_a_collective_counts_as_often_as_its_loops_run():
+    found = all_reduces(
+        computation("inner", reduce("a", 1)),
+        computation("outer", reduce("b", 2), loop("w1", "inner", 5)),
+        computation("unknown", reduce("c", 3)),
+        computation("main", reduce("d", 4), loop("w2", "outer", 4), loop("w3", "unknown", 0),
+                    entry=True),
+    )  # fmt: skip
+    assert [(f["operations"], f["arrays"], f["mib"]) for f in found] == [
+        (26, 26, 26 * 256 * 4 / 2**20)  # 4 x 5 + 4 + 1 + 1
+    ]
+
+
+def test_a_collective_in_a_fusion_of_a_loop():
+    """An asynchronous one in several computations counts as often as the one that runs most."""
+    is_async = ', backend_config={"async_collective_fusion_config":{"flag_start":"-1"}}'
+    fused = "%f.{0} = f32[256]{{0}} fusion(%p), kind=kCustom, calls=%{0}"
+    found = all_reduces(
+        computation("begin", reduce("a", 1, is_async)),
+        computation("meanwhile", reduce("b", 1, is_async)),
+        computation("body", fused.format("meanwhile")),
+        computation("main", fused.format("begin"), loop("w", "body", 3), entry=True),
+    )
+    assert [(f["asynchronous"], f["operations"]) for f in found] == [(True, 3)]
+
+
 def test_gpu_programs_have_no_times():
     assert figures(topology="h100:8")["modelled_ms"] is None
 

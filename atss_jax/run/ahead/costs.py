@@ -8,7 +8,7 @@ import collections
 import re
 from typing import Any, NamedTuple
 
-from atss_jax.run.ahead.hlo_text import HloProgram, Instruction
+from atss_jax.run.ahead.hlo_text import Array, HloProgram, Instruction
 
 FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
@@ -26,6 +26,12 @@ MOVING = {
 COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute",
 )  # fmt: skip
+
+CALLING = (
+    "calls", "to_apply", "body", "condition", "branch_computations", "true_computation",
+    "false_computation", "called_computations",
+)  # fmt: skip
+"""Attributes that name computations."""
 
 KINDS = (
     "convolution", "data movement", "element-wise", "reduce", "broadcast", "sort", "collective",
@@ -106,6 +112,26 @@ def loops(program: HloProgram) -> list[dict[str, Any]]:
     ]
 
 
+def _runs(program: HloProgram) -> dict[str, int]:
+    """How often each computation runs: the product of the trip counts of the loops around it.
+
+    A loop whose count is unknown counts once.
+    """
+    runs: dict[str, int] = {}
+
+    def visit(name: str, times: int) -> None:
+        if times <= runs.get(name, 0):
+            return
+        runs[name] = times
+        for each in program.computations.get(name, []):
+            trips = (program.trip_count(each) or 1) if each.opcode == "while" else 1
+            for called in each.called(*CALLING):
+                visit(called, times * trips)
+
+    visit(program.entry, 1)
+    return runs
+
+
 def _cost(program: HloProgram, each: Instruction, runs: int) -> Cost:
     source = program.source(each)
     cycles = None if each.cycles is None else each.cycles * runs
@@ -141,34 +167,37 @@ def _part(each: Instruction, source: str) -> str:
 def collectives(program: HloProgram) -> list[dict[str, Any]]:
     """Collectives by kind, element type, and whether asynchronous; MiB are of one device.
 
-    Compilers for TPUs write an asynchronous one several times, at its start and into what runs
-    meanwhile, always with the same channel; it counts once.
+    One within loops counts as often as they run, as in `scheduled`. Compilers for TPUs write an
+    asynchronous one several times, at its start and into what runs meanwhile, always with the same
+    channel; it counts once.
     """
-    groups: dict[tuple[str, str, bool], list[int]] = {}
-    seen: set[tuple[Any, ...]] = set()
-    for instructions in program.computations.values():
+    runs = _runs(program)
+    found: dict[tuple[Any, ...], tuple[str, bool, list[Array], int]] = {}
+    for computation, instructions in program.computations.items():
         for each in instructions:
             base = each.opcode.removesuffix("-start")
             if base not in COLLECTIVES:
                 continue
             is_start = each.opcode.endswith("-start")
             is_async = is_start or "async_collective" in each.text
-            arrays = each.results
+            arrays = list(each.results)
             if is_start and len(arrays) == 2 * len(each.operands):  # (inputs, outputs)
                 arrays = arrays[len(arrays) // 2 :]
             channel = re.search(r"channel_id=(\d+)", each.text)
+            key: tuple[Any, ...] = (computation, each.name)
             if is_async and channel:
-                shapes = tuple((a.type, a.shape) for a in arrays)
-                if (base, channel[1], shapes) in seen:
-                    continue
-                seen.add((base, channel[1], shapes))
-            types = {a.type for a in arrays}
-            for kind in types:
-                total = groups.setdefault((base, kind, is_async), [0, 0, 0])
-                mine = [a for a in arrays if a.type == kind]
-                total[0] += 1
-                total[1] += len(mine)
-                total[2] += sum(a.num_bytes for a in mine)
+                key = (base, channel[1], *((a.type, a.shape) for a in arrays))
+            times = runs.get(computation, 1)
+            if key not in found or times > found[key][3]:
+                found[key] = base, is_async, arrays, times
+    groups: dict[tuple[str, str, bool], list[int]] = {}
+    for base, is_async, arrays, times in found.values():
+        for kind in {a.type for a in arrays}:
+            total = groups.setdefault((base, kind, is_async), [0, 0, 0])
+            mine = [a for a in arrays if a.type == kind]
+            total[0] += times
+            total[1] += times * len(mine)
+            total[2] += times * sum(a.num_bytes for a in mine)
     return [
         {
             "kind": kind,
