@@ -1,5 +1,6 @@
 """What compilers say of devices that are not here: of a stored program, and of compiled parts."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -15,8 +16,9 @@ from atss_jax.errors import UserError
 from atss_jax.models.config import ModelConfig
 from atss_jax.run import recipe_io
 from atss_jax.run.ahead import costs, hlo_text, programs, topology
-from atss_jax.run.ahead.figures import program_figures
+from atss_jax.run.ahead.figures import measure, program_figures
 from atss_jax.run.recipe import Recipe
+from atss_jax.runtime import parallel, tpu_options
 from tests.ahead_case import report
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -206,6 +208,37 @@ def test_the_stem_of_resnets_alone():
     message = "'convnext_tiny': only ResNets and ResNeXts have a part stem. Use --part=backbone."
     with pytest.raises(UserError, match=message):
         programs.stem(case_of(backbone="convnext_tiny"))
+
+
+@pytest.mark.parametrize(
+    ("part", "images", "options"),
+    [
+        ("train", 2, tpu_options.NO_SPACE_TO_BATCH),
+        ("predict", 4, {}),
+        ("head", 4, {}),
+    ],
+)
+def test_only_the_training_step_has_options_and_micro_batches(monkeypatch, part, images, options):
+    """As in training and in prediction; programs that compile at once stand for the large ones."""
+    monkeypatch.setitem(programs.PROGRAMS, part, programs.assigner)
+    monkeypatch.setattr(parallel, "platform_of", lambda mesh: "tpu")
+    monkeypatch.setattr(jax.stages.Lowered, "compile", compile_without(options))
+    case = case_of(per_device=4)
+    optim = dataclasses.replace(case.config.optim, accumulate=2)
+    case = case._replace(config=dataclasses.replace(case.config, optim=optim))
+    found = measure(case, "v5e:2x2", part)
+    assert (found["micro_batch"], found["compiler_options"]) == (images, options)
+
+
+def compile_without(expected):
+    """Compiles on a CPU, without the options that are expected."""
+    compile_plainly = jax.stages.Lowered.compile
+
+    def compile_here(lowered, compiler_options=None):
+        assert (compiler_options or {}) == expected
+        return compile_plainly(lowered)
+
+    return compile_here
 
 
 @pytest.mark.parametrize("name", ["v5e", "v5e:4", "h100", "h100:0", "tpu:2x2", "cpu:2"])

@@ -55,18 +55,20 @@ def measure(
       case: what is compiled.
       topology: the devices of its mesh, by name.
       part: a key of `programs.PROGRAMS`.
-      compiler_options: for XLA; None for those of a run.
+      compiler_options: for XLA; None for those that training compiles "train" with, and for none
+        of any other part.
       hlo_file: path that the compiled program's text is written to; None for none.
 
     Raises:
       UserError: no such part.
     """
     program = programs.find(part)(case)
-    images = case.per_device // case.config.optim.accumulate
-    if compiler_options is None:
-        compiler_options = tpu_options.compiler_options(parallel.platform_of(case.mesh), images)
-    started, cpu = time.perf_counter(), time.process_time()
     platform = parallel.platform_of(case.mesh)
+    is_training = part == "train"  # alone has micro-batches, and options
+    images = case.per_device // (case.config.optim.accumulate if is_training else 1)
+    if compiler_options is None:
+        compiler_options = tpu_options.compiler_options(platform, images) if is_training else {}
+    started, cpu = time.perf_counter(), time.process_time()
     with precision.of_network(case.config.model.dtype, platform):  # whole steps enter it themselves
         traced = program.function.trace(*program.arguments)
     lowered = traced.lower()
