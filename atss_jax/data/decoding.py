@@ -268,7 +268,8 @@ def _decode_whole(data: bytes, header: Header) -> Shaped[np.ndarray, "h w 3"]:
             if header.bits == 8:
                 image = cv2.imdecode(encoded, _READ_FLAGS)
             else:
-                image = cv2.imdecode(encoded, _READ_DEEP_FLAGS)[..., ::-1]
+                image = cv2.imdecode(encoded, _READ_DEEP_FLAGS)
+                image = None if image is None else image[..., ::-1]
         except Exception:  # Pillow decides
             image = None
     if image is None or image.ndim != 3 or image.shape[:2] != header.size:
