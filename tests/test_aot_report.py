@@ -215,11 +215,12 @@ def test_the_stem_of_resnets_alone():
     [
         ("train", 2, tpu_options.NO_SPACE_TO_BATCH),
         ("predict", 4, {}),
-        ("head", 4, {}),
+        ("postprocess", 4, {}),
+        ("head", 4, tpu_options.NO_SPACE_TO_BATCH),
     ],
 )
-def test_only_the_training_step_has_options_and_micro_batches(monkeypatch, part, images, options):
-    """As in training and in prediction; programs that compile at once stand for the large ones."""
+def test_parts_have_the_options_of_the_step_that_they_belong_to(monkeypatch, part, images, options):
+    """Programs that compile at once stand for the large ones."""
     monkeypatch.setitem(programs.PROGRAMS, part, programs.assigner)
     monkeypatch.setattr(parallel, "platform_of", lambda mesh: "tpu")
     monkeypatch.setattr(jax.stages.Lowered, "compile", compile_without(options))

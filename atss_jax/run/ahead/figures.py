@@ -41,6 +41,10 @@ DEVICES = {
 matrix units (v5e: 4 units x 128 x 128 x 2 x 1.5e9 = 197e12)."""
 
 
+INFERENCE = ("predict", "postprocess")
+"""Parts that no training step holds."""
+
+
 def measure(
     case: programs.Case,
     topology: str,
@@ -55,8 +59,7 @@ def measure(
       case: what is compiled.
       topology: the devices of its mesh, by name.
       part: a key of `programs.PROGRAMS`.
-      compiler_options: for XLA; None for those that training compiles "train" with, and for none
-        of any other part.
+      compiler_options: for XLA; None for those of training, and none for what `INFERENCE` names.
       hlo_file: path that the compiled program's text is written to; None for none.
 
     Raises:
@@ -64,10 +67,11 @@ def measure(
     """
     program = programs.find(part)(case)
     platform = parallel.platform_of(case.mesh)
-    is_training = part == "train"  # alone has micro-batches, and options
-    images = case.per_device // (case.config.optim.accumulate if is_training else 1)
+    of_step = case.per_device // case.config.optim.accumulate
+    images = of_step if part == "train" else case.per_device  # other parts have no micro-batches
     if compiler_options is None:
-        compiler_options = tpu_options.compiler_options(platform, images) if is_training else {}
+        is_trained = part not in INFERENCE
+        compiler_options = tpu_options.compiler_options(platform, of_step) if is_trained else {}
     started, cpu = time.perf_counter(), time.process_time()
     with precision.of_network(case.config.model.dtype, platform):  # whole steps enter it themselves
         traced = program.function.trace(*program.arguments)
