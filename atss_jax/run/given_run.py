@@ -114,8 +114,11 @@ def _hint(folder: Path) -> str:
 
 def _run_above(folder: Path) -> Path | None:
     """The run that a folder or file lies in."""
-    above = (parent for parent in list(folder.absolute().parents)[:3] if is_run(parent))
-    return next(above, None)
+    for start in (folder, folder.absolute()):  # "." has no parents of its own
+        above = (parent for parent in list(start.parents)[:3] if is_run(parent))
+        if found := next(above, None):
+            return found
+    return None
 
 
 def _listed(paths: Sequence[Path]) -> str:
