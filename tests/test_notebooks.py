@@ -6,6 +6,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.conftest import with_devices
+
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "scripts" / "notebooks").glob("*.ipynb"))
 
 
@@ -19,7 +21,8 @@ SAYS = {
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the Jupyter client, not ours
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs(path):
+def test_runs(path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", with_devices(1)["XLA_FLAGS"])  # of the kernel's process
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
     text = "".join(

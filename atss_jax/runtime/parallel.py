@@ -113,7 +113,8 @@ def check_batch(global_batch: int, mesh: Mesh, *, accumulate: int = 1) -> None:
     if global_batch % parts:
         raise UserError(
             f"a global batch of {global_batch} images does not divide over {mesh.size} devices "
-            f"x {accumulate} micro-batches. Use a multiple of {parts}."
+            f"x {accumulate} micro-batches. Use a multiple of {parts}, as in "
+            f"config.data.global_batch={parts}; the learning rate follows."
         )
 
 
