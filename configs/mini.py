@@ -88,7 +88,8 @@ def shrink(recipe: Recipe) -> Recipe:
     """A recipe in miniature, with what it changes in the base recipe but data, width and schedule.
 
     Args:
-      recipe: any; its length is taken as a multiple of the paper's 90,000 steps.
+      recipe: any; its length is taken as a multiple of the paper's 90,000 steps. One with
+        deformable convolutions keeps its backbone.
     """
     base = Recipe()
     groups = {}
@@ -104,6 +105,8 @@ def shrink(recipe: Recipe) -> Recipe:
         for field in LENGTHS.get(name, ()):
             if getattr(group, field, 0):
                 values[field] = round(getattr(group, field) / base.optim.num_steps * NUM_STEPS)
+        if name == "model" and group.dcn_stages:
+            values.pop("backbone", None)  # a ResNet-18 has no bottlenecks to make deformable
         if name == "model" and group.dynamic_blocks:
             values["dynamic_blocks"] = DYNAMIC_BLOCKS
         if name == "data" and group.train_short_sides:
