@@ -7,7 +7,7 @@ Every chip keeps its batch. An array goes around the chips once to gather it and
 its sum: an all-gather is one pass over the bytes of its result, a reduce-scatter one over those of
 its operand (`devices` of the report times its result), an all-reduce is both. So sharded parameters
 (run.fsdp) count as what gathers them and scatters their gradients. Other collectives are not
-counted, and one within a loop counts once.
+counted.
 
 The exchange follows the step and overlaps with nothing, as in the compiled program, which is
 pessimistic. All links of a chip are busy the whole time, which is optimistic, most of all in small
