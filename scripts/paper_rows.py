@@ -9,12 +9,14 @@ an earlier report wrote. Any number of machines may run it on a shared FOLDER
 (scripts/row_queue.py says how they share it). At SIGTERM or Ctrl-C the running command saves, and
 `run` ends with code 75. The seeds are the outer loop: stopped early, each seed so far is complete.
 `--preset paper` is COCO and takes days of a GPU; `--preset mini` is configs/mini.py, minutes of a
-CPU core. Rows that are the same run are trained once.
+CPU core; --data=FOLDER runs either on images of your own (COCO, YOLO or Pascal VOC layout), as
+results of their own. Rows that are the same run are trained once.
 Flags after `--` are added to every command, such as `-- --config.data.data_dir=/data`.
 """
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import time
@@ -30,6 +32,8 @@ from row_queue import RowQueue
 from table_rows import Row
 
 PRESETS = ("paper", "mini")
+MINI_IMAGE_SIZE = 256
+"""Long side of a folder's images in miniature, px: small objects are small enough there."""
 KEPT = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """Metrics of a result."""
 
@@ -40,6 +44,7 @@ class Job(NamedTuple):
     run: str
     """`Row.run` of its rows."""
     preset: str
+    """With its data, as `preset_name` joins them."""
     seed: int
     config: str
     """Value of --config."""
@@ -58,8 +63,21 @@ def job_name(preset: str, run: str, seed: int) -> str:
     return f"{preset}-{run}-seed{seed}"
 
 
-def make_job(row: Row, preset: str, seed: int) -> Job:
-    """The job of a row; the same for all rows that are the same run."""
+def preset_name(preset: str, data: str = "") -> str:
+    """The preset with the name of its folder of data, "mini-cells": what results are told by."""
+    name = os.path.basename(os.path.abspath(data)) if data else ""
+    return "-".join(part for part in (preset, name) if part)
+
+
+def make_job(row: Row, preset: str, seed: int, data: str = "") -> Job:
+    """The job of a row; the same for all rows that are the same run.
+
+    Args:
+      row: what to run.
+      preset: one of `PRESETS`.
+      seed: of initialisation, order and augmentations.
+      data: folder of images and labels; "" for the preset's.
+    """
     if preset == "mini":
         config = f"mini:{row.config}"
     else:
@@ -67,15 +85,19 @@ def make_job(row: Row, preset: str, seed: int) -> Job:
         config = f"configs/{recipe}.py{colon}{argument}"
     tests = sorted({other.test for other in table_rows.ROWS if other.run == row.run} - {()})
     flags = (*row.flags, f"--config.run.seed={seed}")
-    return Job(row.run, preset, seed, config, flags, tuple(tests))
+    if data:
+        size = MINI_IMAGE_SIZE if preset == "mini" else 0  # 0 chooses from the data
+        fields = {"root": data, "image_size": size, "max_boxes": 0}
+        flags += tuple(f"--config.data.{name}={value}" for name, value in fields.items())
+    return Job(row.run, preset_name(preset, data), seed, config, flags, tuple(tests))
 
 
-def make_jobs(rows: list[Row], preset: str, seeds: int) -> list[Job]:
+def make_jobs(rows: list[Row], preset: str, seeds: int, data: str = "") -> list[Job]:
     """All jobs of rows, each once, one seed after the other."""
     jobs: dict[str, Job] = {}
     for seed in range(seeds):
         for row in rows:
-            job = make_job(row, preset, seed)
+            job = make_job(row, preset, seed, data)
             jobs.setdefault(job.name, job)
     return list(jobs.values())
 
@@ -156,23 +178,28 @@ def work(queue: RowQueue, jobs: list[Job], do: Callable[[Job], dict[str, Any]]) 
 def _list(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
     for row in options.selected:
         paper = "not at hand" if row.paper_ap is None else f"{row.paper_ap:.1f}"
-        job = make_job(row, options.preset, 0)
+        job = make_job(row, options.preset, 0, options.data)
         changes = ", ".join(row.changes) or "nothing"
         print(f"# table {row.table}, {row.name}: paper {paper}; from {row.base}: {changes}")
-        for command in commands(job, f"workdirs/{options.preset}/{job.name}", extra):
+        for command in commands(job, f"workdirs/{job.preset}/{job.name}", extra):
             print(shlex.join(command))
     return 0
 
 
 def _run(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
     queue = RowQueue(options.out, options.expires)
-    jobs = make_jobs(options.selected, options.preset, options.seeds)
+    jobs = make_jobs(options.selected, options.preset, options.seeds, options.data)
     if options.retry_failed:
         for job in jobs:
             if queue.has_failed(job.name):
                 queue.release_failed(job.name)
-    for result in _read_results(options.known) if options.known else []:
-        queue.finish(job_name(result["preset"], result["run"], result["seed"]), result)
+    if options.known:
+        names = {job.name for job in jobs}
+        for result in _read_results(options.known):
+            name = job_name(result["preset"], result["run"], result["seed"])
+            queue.finish(name, result)
+            names.discard(name)
+        print(f"{options.known}: has {len(jobs) - len(names)} of {len(jobs)} runs", flush=True)
     scratch = options.scratch or options.out / "runs"
     try:
         with row_process.stoppable():
@@ -197,16 +224,18 @@ def _report(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
         results = RowQueue(options.out).results()
     else:
         results = _read_results(options.out)
-    results = [result for result in results if result["preset"] == options.preset]
+    preset, found = preset_name(options.preset, options.data), {r["preset"] for r in results}
+    results = [result for result in results if result["preset"] == preset]
     if not results:
-        raise ValueError(f"--out {options.out}: no finished row of --preset {options.preset}.")
+        there = ", ".join(sorted(found)) or "nothing"
+        raise ValueError(f"--out {options.out}: no finished row of {preset}, but of {there}.")
     if options.json:
         row_report.write_json(options.json, results)
     if options.html:
         options.html.write_text(row_report.html(options.selected, results))
     text = row_report.markdown(options.selected, results)
     if options.into:
-        row_report.write_into(options.into, text)
+        row_report.write_into(options.into, text, preset)
     print(text)
     return 0
 
@@ -223,6 +252,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--rows", nargs="+", help="names or arguments, such as k=15")
         preset = "paper" if mode == "list" else None
         one.add_argument("--preset", choices=PRESETS, default=preset, required=preset is None)
+        one.add_argument("--data", default="", help="folder of images, instead of the preset's")
         if mode != "list":
             one.add_argument("--out", type=Path, required=True, help="shared folder of results")
         if mode == "run":
@@ -244,6 +274,12 @@ def main() -> None:
     split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = _parser()
     options = parser.parse_args(arguments[:split])
+    if options.data and options.mode == "run":
+        options.data = os.path.expanduser(options.data)
+        if not os.path.exists(options.data):
+            parser.error(f"--data {options.data}: no such folder. Give one with images and labels.")
+        if Path.cwd() != row_process.ROOT:  # where commands run
+            options.data = os.path.abspath(options.data)
     try:
         tables = options.tables.split(",") if options.tables else None
         options.selected = table_rows.selected(tables, options.rows)

@@ -11,8 +11,6 @@ import table_rows
 from atss_jax.drawing.html_page import page, table
 from table_rows import Row
 
-MARKS = ("<!-- rows -->\n", "<!-- end of rows -->\n")
-"""Lines of a page around the tables."""
 HEADER = ("row", "paper AP", "paper, to base", "ours", "seeds", "ours, to base", "minutes")
 
 
@@ -156,19 +154,23 @@ def html(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> str:
     return page("Rows of the paper", parts)
 
 
-def write_into(path: Path, text: str) -> None:
-    """Replaces what stands between `MARKS` in a page.
+def write_into(path: Path, text: str, preset: str) -> None:
+    """Replaces what stands in a page between two lines.
+
+    Args:
+      path: the page.
+      text: the new tables.
+      preset: named by the lines, "<!-- rows of mini -->" and "<!-- end of mini -->".
 
     Raises:
       ValueError: the page lacks them.
     """
+    start, end = f"<!-- rows of {preset} -->\n", f"<!-- end of {preset} -->\n"
     old = path.read_text()
-    if any(old.count(mark) != 1 for mark in MARKS):
-        raise ValueError(
-            f"--into {path}: needs the lines {MARKS[0]!r} and {MARKS[1]!r}, each once."
-        )
-    before, after = old.partition(MARKS[0])[0], old.partition(MARKS[1])[2]
-    path.write_text(f"{before}{MARKS[0]}\n{text}\n\n{MARKS[1]}{after}")
+    if any(old.count(mark) != 1 for mark in (start, end)):
+        raise ValueError(f"--into {path}: needs the lines {start!r} and {end!r}, each once.")
+    before, after = old.partition(start)[0], old.partition(end)[2]
+    path.write_text(f"{before}{start}\n{text}\n\n{end}{after}")
 
 
 def write_json(path: Path, results: Sequence[dict[str, Any]]) -> None:

@@ -112,6 +112,32 @@ def test_rows_that_are_the_same_run_are_one_job_with_all_tests():
     assert tested == [*trained, "--mode=eval", "--config.eval.multiscale=paper"]
 
 
+def test_rows_on_a_folder_of_data_are_jobs_and_results_of_their_own(tmp_path, monkeypatch, capsys):
+    row = table_rows.selected(["4"], ["k=15"])[0]
+    job = paper_rows.make_job(row, "mini", 0, "data/cells/")
+    assert job.name == "mini-cells-ablations-k_15-seed0" and job.preset == "mini-cells"
+    fields = ("root=data/cells/", "image_size=256", "max_boxes=0")
+    assert job.flags[-3:] == tuple(f"--config.data.{field}" for field in fields)
+    queue = RowQueue(tmp_path / "out")
+    queue.finish(job.name, result(job.run, 0, 0.5) | {"preset": job.preset})
+    command = ["paper_rows.py", "report", "--preset=mini", "--rows=k=15", f"--out={queue.folder}"]
+    page = tmp_path / "page.md"
+    page.write_text("<!-- rows of mini-cells -->\nold\n<!-- end of mini-cells -->\n")
+    monkeypatch.setattr(sys, "argv", [*command, "--data=cells", f"--into={page}"])
+    with pytest.raises(SystemExit, match="0"):
+        paper_rows.main()
+    assert "| k = 15 | 39.1 | -0.2 | 50.0 | 1 |" in page.read_text()
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="2"):
+        paper_rows.main()
+    assert "no finished row of mini, but of mini-cells." in capsys.readouterr().err
+    run = ["run", "--preset=mini", f"--out={tmp_path / 'new'}", f"--data={tmp_path / 'none'}"]
+    monkeypatch.setattr(sys, "argv", ["paper_rows.py", *run])
+    with pytest.raises(SystemExit, match="2"):
+        paper_rows.main()
+    assert "no such folder" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
 def test_list_prints_commands(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["paper_rows.py", "list", "--rows", "k=15"])
     with pytest.raises(SystemExit, match="0"):
@@ -283,11 +309,11 @@ def test_the_page_has_the_tables_of_the_results(tmp_path):
     copy.write_text(text.replace("| 37.0 |", "| |"))
     found = json.loads(results.read_text())["results"]
     tables = table_rows.selected([*table_rows.TABLES[:7], table_rows.BEYOND])
-    row_report.write_into(copy, row_report.markdown(tables, found))
+    row_report.write_into(copy, row_report.markdown(tables, found), "mini")
     assert copy.read_text() == text
     copy.write_text("no marks")
     with pytest.raises(ValueError, match="each once"):
-        row_report.write_into(copy, "")
+        row_report.write_into(copy, "", "mini")
 
 
 @pytest.mark.parametrize(("freedom", "t"), [(1, 12.706), (2, 4.303), (4, 2.776), (40, 2.021)])
