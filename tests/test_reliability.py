@@ -9,6 +9,7 @@ import sys
 import types
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,14 @@ from etils import epath
 from atss_jax import files
 from atss_jax.configs import quickstart
 from atss_jax.errors import UserError
-from atss_jax.run import preflight, step_log, stop_signal, training_loop, workdir_files
+from atss_jax.run import (
+    preflight,
+    step_log,
+    stop_signal,
+    training_loop,
+    training_setup,
+    workdir_files,
+)
 from atss_jax.run.recipe_io import recipe_from_mapping
 from atss_jax.runtime import compiled, metric_writer, screen
 from atss_jax.training.train_step import TrainState
@@ -83,28 +91,34 @@ def test_a_trace_is_taken_also_by_a_run_that_resumes_inside(tmp_path, monkeypatc
     assert tuple(calls) == traced
 
 
-def test_utilization_counts_the_operations_of_the_buckets_that_ran(tmp_path, monkeypatch):
-    class Slow(metric_writer.Progress):
-        """Two seconds for each line."""
+class Slow(metric_writer.Progress):
+    """Two seconds for each line."""
 
-        def report(self, step, batch_size, values):
-            self._seconds += 2.0
-            return 1.0
+    def report(self, step, batch_size, values):
+        self._seconds += 2.0
+        return 1.0
 
-    writer = metric_writer.MetricWriter(epath.Path(tmp_path), keep_until=0)
+
+@pytest.mark.parametrize(
+    ("fields", "reported", "mfu"),
+    [({"log_every": 3}, [3, 6], [0.3, 0.6]), ({"log_every": 50, "max_bad_steps": 2}, [6], [0.9])],
+    ids=["every three steps", "what is written before a line is due"],
+)
+def test_timing_counts_the_operations_of_all_steps(tmp_path, monkeypatch, fields, reported, mfu):
     monkeypatch.setattr(step_log, "peak_flops", lambda kind: 1000.0)
-    log = object.__new__(step_log.StepLog)
-    log.__dict__.update(
-        _config=recipe(log_every=3), _writer=writer, _progress=Slow(0, 6), _pending=[], _waited=0.0
-    )
-    log._flops, log._bad_in_a_row = 0.0, 0
+    writer = metric_writer.MetricWriter(epath.Path(tmp_path), keep_until=0)
+    setup = tuple.__new__(training_setup.Setup, ())  # only bad steps need what it holds
+    log = step_log.StepLog(recipe(**fields), epath.Path(tmp_path), setup, writer, Slow(0, 6), {})
     one, good = jnp.float32(1), jnp.bool_(True)
     for step, flops in enumerate([100.0, 100.0, 400.0, 400.0, 400.0, 400.0]):
         metrics = OrderedDict(loss=one, learning_rate=one, num_positives=one, is_finite=good)
-        log.add(step, metrics, np.array([0]), 0.0, flops)
+        log.add(step, cast(Any, metrics), np.array([0]), 0.0, flops)
+    log.flush(6)
     writer.close()
     rows = metric_writer.read_rows(tmp_path / "timing.jsonl")
-    assert [row["mfu"] for row in rows] == [0.3, 0.6]
+    assert [row["step"] for row in rows] == reported and [row["mfu"] for row in rows] == mfu
+    assert len(metric_writer.read_rows(tmp_path / "metrics.jsonl")) == 6
+    assert log.total_seconds() == 2.0 * len(reported)
 
 
 @pytest.mark.slow

@@ -51,6 +51,8 @@ class StepLog:
         self._config, self._workdir, self._setup = config, workdir, setup
         self._writer, self._progress = writer, progress
         self._pending: list[tuple[int, StepMetrics, np.ndarray]] = []
+        self._unreported: Mapping[str, np.ndarray] | None = None
+        """Metrics of the last written step since the last progress line."""
         self._waited = 0.0
         self._bad_in_a_row = int(known.get("bad_steps", 0))
         self._flops = 0.0
@@ -109,8 +111,9 @@ class StepLog:
             self._write_pending()
 
     def flush(self, step: int) -> None:
-        """Writes all rows up to `step`, and a progress line if there are any."""
-        last = self._write_pending()
+        """Writes all rows up to `step`, and a progress line if there are any since the last."""
+        self._write_pending()
+        last, self._unreported = self._unreported, None
         if last is None:
             return
         before = self._progress.seconds
@@ -140,15 +143,16 @@ class StepLog:
         """Seconds of training over all starts of the run."""
         return self._seconds_before + self._progress.seconds
 
-    def _write_pending(self) -> Mapping[str, np.ndarray] | None:
-        """Fetches and writes what is pending; returns the last step's metrics."""
+    def _write_pending(self) -> None:
+        """Fetches and writes what is pending."""
         fetched = jax.device_get([metrics for _, metrics, _ in self._pending])
         for (step, _, records), metrics in zip(self._pending, fetched, strict=True):
             values = {name: float(v) for name, v in metrics.items()}
             self._writer.write(step, values)
             self._watch(step, bool(metrics["is_finite"]), records, values)
         self._pending = []
-        return fetched[-1] if fetched else None
+        if fetched:
+            self._unreported = fetched[-1]
 
     def _watch(
         self, step: int, is_finite: bool, records: np.ndarray, values: dict[str, Any]

@@ -238,10 +238,6 @@ class Progress:
         """Seconds of training so far."""
         return self._seconds
 
-    def steps_since_report(self, step: int) -> int:
-        """Steps since the last line."""
-        return step - self._last[0]
-
     def report(self, step: int, batch_size: int, values: Mapping[str, str]) -> float:
         """Prints a line; returns images per second since the last one.
 
