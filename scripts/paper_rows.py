@@ -3,6 +3,7 @@ r"""The paper's Tables 1 to 8 (arXiv 1912.02424) and recipes after it: list, run
     python scripts/paper_rows.py list --tables 4,5            rows with their commands
     python scripts/paper_rows.py run --tables 2,3 --preset mini --seeds 3 --out FOLDER
     python scripts/paper_rows.py report --out FOLDER          Markdown; --html, --json for files
+    python scripts/paper_rows.py equal-time --out FOLDER ...  beside plain ATSS in equal time
 
 `run` skips what is finished, so the same command goes on, and with --known=RESULTS.json also what
 an earlier report wrote. Any number of machines may run it on a shared FOLDER
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import row_equal_time
 import row_process
 import row_report
 import table_rows
@@ -34,6 +36,7 @@ from table_rows import Row
 PRESETS = ("paper", "mini")
 MINI_IMAGE_SIZE = 256
 """Long side of a folder's images in miniature, px: small objects are small enough there."""
+LONGER = "results of plain ATSS in more steps, of report --json"
 KEPT = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 """Metrics of a result."""
 
@@ -218,26 +221,43 @@ def _read_results(path: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text())["results"]
 
 
-def _report(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
-    del extra
-    if options.out.is_dir():
-        results = RowQueue(options.out).results()
-    else:
-        results = _read_results(options.out)
+def _finished(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Results of the preset in --out, a shared folder or a file of `report --json`."""
+    is_folder = options.out.is_dir()
+    results = RowQueue(options.out).results() if is_folder else _read_results(options.out)
     preset, found = preset_name(options.preset, options.data), {r["preset"] for r in results}
     results = [result for result in results if result["preset"] == preset]
     if not results:
         there = ", ".join(sorted(found)) or "nothing"
         raise ValueError(f"--out {options.out}: no finished row of {preset}, but of {there}.")
+    return results
+
+
+def _report(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
+    del extra
+    results = _finished(options)
     if options.json:
         row_report.write_json(options.json, results)
     if options.html:
         options.html.write_text(row_report.html(options.selected, results))
-    text = row_report.markdown(options.selected, results)
+    _show(row_report.markdown(options.selected, results), options)
+    return 0
+
+
+def _equal_time(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
+    del extra
+    longer = [result for path in options.longer for result in _read_results(path)]
+    costs = json.loads(options.costs.read_text())["rows"]
+    rows, results = options.selected, _finished(options)
+    _show(row_equal_time.markdown(rows, results, longer, costs, options.preset), options)
+    return 0
+
+
+def _show(text: str, options: argparse.Namespace) -> None:
     if options.into:
+        preset = preset_name(options.preset, options.data)
         row_report.write_into(options.into, text, preset)
     print(text)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -246,6 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     modes = parser.add_subparsers(dest="mode", required=True)
     texts = {"list": "rows and their commands", "run": "run rows", "report": "tables of results"}
+    texts["equal-time"] = "rows beside plain ATSS in equal steps and in equal time"
     for mode, text in texts.items():
         one = modes.add_parser(mode, help=text)
         one.add_argument("--tables", help="as in 2,3,beyond; all by default")
@@ -261,9 +282,13 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument("--expires", type=float, default=120, help="s until a claim is dead")
             one.add_argument("--known", type=Path, help="results of a report --json, not run again")
             one.add_argument("--retry-failed", action="store_true", help="run failed rows again")
+        if mode in ("report", "equal-time"):
+            one.add_argument("--into", type=Path, help="also between the marks of this page")
+        if mode == "equal-time":
+            one.add_argument("--costs", type=Path, required=True, help="of bench_recipes.py --json")
+            one.add_argument("--longer", type=Path, nargs="+", required=True, help=LONGER)
         if mode == "report":
             one.add_argument("--html", type=Path, help="also write this page")
-            one.add_argument("--into", type=Path, help="also between the marks of this page")
             one.add_argument("--json", type=Path, help="also write all results into this file")
     return parser
 
@@ -283,7 +308,7 @@ def main() -> None:
     try:
         tables = options.tables.split(",") if options.tables else None
         options.selected = table_rows.selected(tables, options.rows)
-        modes = {"list": _list, "run": _run, "report": _report}
+        modes = {"list": _list, "run": _run, "report": _report, "equal-time": _equal_time}
         sys.exit(modes[options.mode](options, tuple(arguments[split + 1 :])))
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))

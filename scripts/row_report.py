@@ -103,17 +103,18 @@ def cells(row: Row, results: Sequence[dict[str, Any]], spread: Spread) -> list[s
     if not own.by_seed:
         return [row.name, paper, paper_change, "not run", "0", "–", "–"]
     mine = list(own.by_seed.values())
-    ours = _with_interval(f"{statistics.fmean(mine):.1f}", spread.interval(len(mine)))
+    ours = with_interval(f"{statistics.fmean(mine):.1f}", spread.interval(len(mine)))
     change = "–"
     if theirs.by_seed and not is_base:
         other = list(theirs.by_seed.values())
         runs = 1 / (1 / len(mine) + 1 / len(other))
         difference = statistics.fmean(mine) - statistics.fmean(other)
-        change = _with_interval(f"{difference:+.1f}", spread.interval(runs))
+        change = with_interval(f"{difference:+.1f}", spread.interval(runs))
     return [row.name, paper, paper_change, ours, str(len(mine)), change, f"{own.minutes:.1f}"]
 
 
-def _with_interval(value: str, half: float) -> str:
+def with_interval(value: str, half: float) -> str:
+    """A value with half of its interval, if that is known."""
     return value if math.isnan(half) else f"{value} ± {half:.1f}"
 
 
@@ -122,12 +123,15 @@ def explanation(results: Sequence[dict[str, Any]]) -> str:
     spread = pooled_spread(results)
     devices = ", ".join(sorted({r["device"] for r in results}))
     text = f"{len(results)} runs on {devices}. AP in percent; minutes with start and evaluation."
-    if spread.freedom:
-        text += (
-            f" ± is a 95 % confidence interval from the spread over seeds, {spread.deviation:.2f} "
-            f"for one run, taken as the same for all rows ({spread.freedom} degrees of freedom)."
-        )
-    return text
+    return f"{text} {of_intervals(spread)}" if spread.freedom else text
+
+
+def of_intervals(spread: Spread) -> str:
+    """What ± means."""
+    return (
+        f"± is a 95 % confidence interval from the spread over seeds, {spread.deviation:.2f} for "
+        f"one run, taken as the same for all rows ({spread.freedom} degrees of freedom)."
+    )
 
 
 def markdown(rows: Sequence[Row], results: Sequence[dict[str, Any]]) -> str:

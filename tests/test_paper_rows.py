@@ -16,7 +16,10 @@ import jax
 import pytest
 from etils import epath
 
+import bench_recipes
+import bench_train
 import paper_rows
+import row_equal_time
 import row_report
 import table_rows
 from atss_jax.configs import mini
@@ -314,6 +317,67 @@ def test_the_page_has_the_tables_of_the_results(tmp_path):
     copy.write_text("no marks")
     with pytest.raises(ValueError, match="each once"):
         row_report.write_into(copy, "", "mini")
+
+
+def test_rows_in_equal_time_by_hand(tmp_path, capsys, monkeypatch):
+    qfl = ("quality focal loss", "both: GFL", "both: VFNet", "DIoU loss", "soft NMS, linear")
+    runs = {"ablations": (0.10, 0.12, 0.11), "beyond-qfl": (0.13, 0.15, 0.14)}
+    runs |= {"beyond-gfl": (0.2,), "ablations-box_loss_diou": (0.16,)}
+    queue = RowQueue(tmp_path / "out")
+    for run, values in runs.items():
+        for seed, ap in enumerate(values):
+            queue.finish(f"{run}{seed}", result(run, seed, ap) | {"steps": 500})
+    longer = [result("ablations", seed, 0.21) | {"steps": 1000} for seed in range(3)]
+    row_report.write_json(tmp_path / "longer.json", longer)
+    costs = {
+        "mini:beyond:qfl": 1.2,
+        "mini:beyond:gfl": 3.0,
+        "mini:ablations+loss.box_loss=diou": 0.9,
+    }
+    rows = {name: {"ratio": ratio} for name, ratio in costs.items()}
+    (tmp_path / "costs.json").write_text(json.dumps({"rows": rows}))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- rows of mini -->\n<!-- end of mini -->\n")
+    command = ["paper_rows.py", "equal-time", "--preset=mini", "--tables=beyond", "--rows", *qfl]
+    command += [f"--out={tmp_path}/out", f"--costs={tmp_path}/costs.json", f"--into={page}"]
+    monkeypatch.setattr(sys, "argv", [*command, "--longer", f"{tmp_path}/longer.json"])
+    with pytest.raises(SystemExit, match="0"):
+        paper_rows.main()
+    text = capsys.readouterr().out
+    assert text.strip() in page.read_text()
+    # standard deviation 1 with 4 degrees of freedom, t = 2.776; ATSS after 600 steps is
+    # 0.8 * 11 + 0.2 * 21 = 13, with the variance of 1 / ((0.8^2 + 0.2^2) / 3) runs
+    own, equal = 2.776 / math.sqrt(3), 2.776 * math.sqrt(2 / 3)
+    later = 2.776 * math.sqrt(1 / 3 + 0.68 / 3)
+    assert f"Plain ATSS: 500 steps: 11.0 ± {own:.1f}; 1000 steps: 21.0 ± {own:.1f}." in text
+    start = "| quality focal loss, `qfl` | 1.20 |"
+    assert (
+        f"{start} 14.0 ± {own:.1f} | 3 | +3.0 ± {equal:.1f} | 13.0 | +1.0 ± {later:.1f} |" in text
+    )
+    one = 2.776 * math.sqrt(1 + 1 / 3)
+    start = "| both: GFL, `gfl` | 3.00 | 20.0 ± 2.8 | 1 |"
+    assert f"{start} +9.0 ± {one:.1f} | over 21.0 | below -1.0 |" in text
+    start = "| DIoU loss, `loss.box_loss=diou` | 0.90 | 16.0 ± 2.8 | 1 |"
+    assert f"{start} +5.0 ± {one:.1f} | 11.0 | +5.0 ± {one:.1f} |" in text
+    assert "| both: VFNet, `vfnet` | not measured | not run | 0 | – | – | – |" in text
+    row_report.write_json(tmp_path / "longer.json", [longer[0] | {"steps": 200}])
+    with pytest.raises(SystemExit, match="2"):
+        paper_rows.main()
+    assert "--longer longer ones" in capsys.readouterr().err
+
+
+def test_a_step_of_every_row_can_be_timed(monkeypatch):
+    flags = {}
+    monkeypatch.setattr(bench_recipes.bench_flags, "start", lambda these: flags.update(these) or {})
+    monkeypatch.setattr(bench_recipes.bench_flags, "take_turns", lambda *_: {})
+    names = list(dict.fromkeys(row_equal_time.cost_name(row, "mini") for row in ROWS))
+    bench_recipes.measure(names, ["data.global_batch=8"], 2, 8)
+    assert list(flags) == names
+    _, (config, *changes) = flags["mini:ablations+loss.box_loss=diou"]
+    assert config.endswith("configs/mini.py:ablations")
+    assert changes == ["--set", "data.global_batch=8", "loss.box_loss=diou"]
+    for _, (config, _, *changes) in flags.values():
+        bench_train.read_recipe(config.removeprefix("--config="), changes)
 
 
 @pytest.mark.parametrize(("freedom", "t"), [(1, 12.706), (2, 4.303), (4, 2.776), (40, 2.021)])
