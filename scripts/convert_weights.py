@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from atss_jax.models import pretrained
+from atss_jax.models import pretrained, saved_detector
 from atss_jax.models.weight_names import to_flat
 from atss_jax.run import recipe_io
 
@@ -47,7 +47,7 @@ def convert_workdir(workdir: str, target: str) -> None:
     from atss_jax.run.detector import Detector
 
     detector = Detector.load(workdir)
-    pretrained.save_detector(
+    saved_detector.save_detector(
         target,
         detector.variables,
         detector.class_names,
@@ -55,6 +55,7 @@ def convert_workdir(workdir: str, target: str) -> None:
         category_ids=detector.category_ids,
     )
     print(f"{target}: {', '.join(detector.class_names)}")
+    print(f"digest of the weights: {saved_detector.digest(detector.variables)}")
 
 
 def main() -> int:

@@ -91,7 +91,7 @@ def cells(
 
     def difference(to: Point) -> str:
         runs = 1 / (1 / len(found) + 1 / to.runs)
-        return row_report.with_interval(f"{mean - to.ap:+.1f}", spread.interval(runs))
+        return row_report.with_interval(row_report.signed(mean - to.ap), spread.interval(runs))
 
     ours = row_report.with_interval(f"{mean:.1f}", spread.interval(len(found)))
     first = [name, cost, ours, str(len(found)), difference(points[0])]
@@ -100,7 +100,7 @@ def cells(
     equal = at_steps(points, ratio * points[0].steps)
     if equal is None:
         last = points[-1].ap
-        return [*first, f"over {last:.1f}", f"below {mean - last:+.1f}"]
+        return [*first, f"over {last:.1f}", f"below {row_report.signed(mean - last)}"]
     return [*first, f"{equal.ap:.1f}", difference(equal)]
 
 

@@ -99,7 +99,7 @@ def cells(row: Row, results: Sequence[dict[str, Any]], spread: Spread) -> list[s
     is_base = row.run == base.run and not row.test
     paper = "not at hand" if row.paper_ap is None else f"{row.paper_ap:.1f}"
     known = row.paper_ap is not None and base.paper_ap is not None and not is_base
-    paper_change = f"{row.paper_ap - base.paper_ap:+.1f}" if known else "–"  # type: ignore[operator]
+    paper_change = signed(row.paper_ap - base.paper_ap) if known else "–"  # type: ignore[operator]
     if not own.by_seed:
         return [row.name, paper, paper_change, "not run", "0", "–", "–"]
     mine = list(own.by_seed.values())
@@ -109,8 +109,13 @@ def cells(row: Row, results: Sequence[dict[str, Any]], spread: Spread) -> list[s
         other = list(theirs.by_seed.values())
         runs = 1 / (1 / len(mine) + 1 / len(other))
         difference = statistics.fmean(mine) - statistics.fmean(other)
-        change = with_interval(f"{difference:+.1f}", spread.interval(runs))
+        change = with_interval(signed(difference), spread.interval(runs))
     return [row.name, paper, paper_change, ours, str(len(mine)), change, f"{own.minutes:.1f}"]
+
+
+def signed(difference: float) -> str:
+    """A difference with its sign, "+0.0" also where it is a little below zero."""
+    return f"{round(difference, 1) + 0.0:+.1f}"
 
 
 def with_interval(value: str, half: float) -> str:

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 import convert_weights
 from atss_jax.errors import UserError
-from atss_jax.models import pretrained
+from atss_jax.models import pretrained, saved_detector
 from atss_jax.models.config import ModelConfig
 from atss_jax.models.detector import DetectorNetwork
 from atss_jax.models.weight_names import to_flat
@@ -72,9 +72,14 @@ def equal(a, b):
 def test_detector_round_trip_is_exact(tmp_path):
     variables = make_variables(backbone="resnet18", width=0.25, backbone_norm="batch_norm")
     path = tmp_path / "detector.safetensors"
-    pretrained.save_detector(path, variables, ["a", "b", "ü"], '{"x": 1}')
-    saved = pretrained.load_detector(path)
+    saved_detector.save_detector(path, variables, ["a", "b", "ü"], '{"x": 1}')
+    saved = saved_detector.load_detector(path)
     equal(saved.variables, variables)
+    weights = saved_detector.digest(variables)
+    assert saved_detector.digest(saved.variables) == weights and len(weights) == 64
+    other = jax.tree.map(np.array, variables)
+    other["params"]["head"]["cls_logits"]["bias"][2] += 1e-6
+    assert saved_detector.digest(other) != weights
     assert saved.class_names == ("a", "b", "ü")
     assert json.loads(saved.config_json) == {"x": 1}
     zeros = jax.tree.map(np.zeros_like, variables)
@@ -85,7 +90,7 @@ def test_detector_round_trip_is_exact(tmp_path):
 def test_other_classes_keep_the_start_of_the_last_layer(tmp_path, caplog):
     variables = make_variables(backbone="resnet18", width=0.25)
     path = tmp_path / "detector.safetensors"
-    pretrained.save_detector(path, variables, ["a", "b", "c"], "{}")
+    saved_detector.save_detector(path, variables, ["a", "b", "c"], "{}")
     other = make_variables(backbone="resnet18", width=0.25, num_classes=5)
     target = jax.tree.map(np.zeros_like, other)
     loaded = pretrained.load_into(path, target)
@@ -185,7 +190,7 @@ def test_bad_files(tmp_path):
     np.savez(tmp_path / "foreign.npz", weight=np.zeros(3))
     for path in (foreign, tmp_path / "foreign.npz"):
         with pytest.raises(ValueError, match="not written by atss_jax"):
-            pretrained.load_detector(path)
+            saved_detector.load_detector(path)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pkl"])
@@ -331,7 +336,7 @@ def test_a_run_in_a_bucket_is_read_by_the_detector_alone(convert, tmp_path, monk
     paths = []
     monkeypatch.setattr(Detector, "load", lambda path: paths.append(path) or loaded)
     assert convert("--workdir=gs://bucket/run", "--output=~/out.safetensors") == 0
-    saved = pretrained.load_detector(tmp_path / "out.safetensors")
+    saved = saved_detector.load_detector(tmp_path / "out.safetensors")
     assert paths == ["gs://bucket/run"] and saved.class_names == ("a", "b", "c")
     assert recipe_io.recipe_from_json(saved.config_json) == Recipe()
     equal(saved.variables, variables)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from atss_jax.errors import UserError
+from atss_jax.models import saved_detector
 from atss_jax.run import publish
 from atss_jax.runtime.checkpoint import Checkpointer
 from tests import hub_server
@@ -50,6 +51,9 @@ def test_there_and_back(tmp_path):
     assert set(files) == {"model.safetensors", "config.json", "classes.json", "README.md"}
     assert json.loads(files["classes.json"])["class_names"] == list(CLASS_NAMES)
     card = files["README.md"].decode()
+    (tmp_path / "model.safetensors").write_bytes(files["model.safetensors"])
+    saved = saved_detector.load_detector(tmp_path / "model.safetensors")
+    assert saved_detector.digest(saved.variables) in card
     assert "| AP | 0.432 |" in card and "APs" not in card and 'load("hf://me/cells")' in card
 
 

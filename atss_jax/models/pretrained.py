@@ -1,21 +1,19 @@
-"""Weights in and out: files of other libraries into our variables, our detectors to safetensors.
+"""Weights from files, of other libraries and our own, into our variables.
 
 `load_into` is what `model.init_from` means. PyTorch is needed for `.pth` alone (the `torch`
 extra); everything else is NumPy. Nothing is ever unpickled but arrays.
 """
 
-import json
 import logging
 import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 from flax import traverse_util
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from atss_jax.errors import MissingFileError, UserError
 from atss_jax.models import hub, layers
@@ -28,15 +26,6 @@ Variables = Any
 
 MAX_DIFF_LINES = 60
 """Lines of a diff of names and shapes that an error shows."""
-
-
-class SavedDetector(NamedTuple):
-    """What a detector's safetensors file holds."""
-
-    variables: Variables
-    class_names: tuple[str, ...]
-    category_ids: tuple[int, ...]
-    config_json: str
 
 
 def flatten(tree: Variables) -> Flat:
@@ -289,58 +278,3 @@ def local_path(path: str | os.PathLike[str]) -> str | os.PathLike[str]:
         return path
     name = hub.parse_name(path)
     return hub.fetch(name, name.file or hub.WEIGHTS_FILE, option="config.model.init_from")
-
-
-def save_detector(
-    path: str | os.PathLike[str],
-    variables: Variables,
-    class_names: Sequence[str],
-    config_json: str,
-    *,
-    category_ids: Sequence[int] = (),
-) -> None:
-    """Writes a whole detector to one safetensors file, bit for bit.
-
-    Args:
-      path: of the file; written under another name first, then renamed.
-      variables: of the network.
-      class_names: by class index.
-      config_json: the run's config.
-      category_ids: the data set's own, by class index; 1, 2, ... if not given.
-    """
-    path = Path(path)
-    ids = [int(i) for i in category_ids] or list(range(1, len(class_names) + 1))
-    metadata = {
-        "format": "atss_jax",
-        "class_names": json.dumps(list(class_names)),
-        "category_ids": json.dumps(ids),
-        "config": config_json,
-    }
-    flat = flatten(variables)
-    arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(arrays, partial, metadata)
-    partial.replace(path)
-
-
-def load_detector(path: str | os.PathLike[str]) -> SavedDetector:
-    """Reads a file of `save_detector`.
-
-    Raises:
-      FileNotFoundError: no such file.
-      UserError: a damaged file, or one of something else.
-    """
-    arrays = read_arrays(path)
-    metadata = {}
-    if Path(path).suffix == ".safetensors":
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-    if metadata.get("format") != "atss_jax":
-        raise UserError(
-            f"{path}: not written by atss_jax (no such metadata). To start from the weights of "
-            "another library, use config.model.init_from, or give a config and class names."
-        )
-    variables = traverse_util.unflatten_dict(arrays, sep="/")
-    class_names = tuple(json.loads(metadata["class_names"]))
-    category_ids = tuple(json.loads(metadata["category_ids"]))
-    return SavedDetector(variables, class_names, category_ids, metadata["config"])

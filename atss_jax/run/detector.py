@@ -25,7 +25,7 @@ from atss_jax.data.batch_plan import choose_bucket
 from atss_jax.errors import UserError
 from atss_jax.evaluation import passes
 from atss_jax.evaluation.coco_results import with_min_score
-from atss_jax.models import hub, pretrained
+from atss_jax.models import hub, pretrained, saved_detector
 from atss_jax.models.detector import DetectorNetwork, init_variables
 from atss_jax.run import build, classes, predict_steps, recipe_io, validation, workdir_files
 from atss_jax.run.recipe import Recipe
@@ -104,7 +104,7 @@ class Detector:
         folder = epath.Path(path)
         if not folder.is_dir():
             if config is None and class_names is None:
-                saved = pretrained.load_detector(path)
+                saved = saved_detector.load_detector(path)
                 return cls(
                     recipe_io.recipe_from_json(saved.config_json),
                     saved.variables,

@@ -13,7 +13,7 @@ from etils import epath
 
 from atss_jax.errors import UserError
 from atss_jax.evaluation.coco_metrics import METRICS
-from atss_jax.models import hub, pretrained
+from atss_jax.models import hub, saved_detector
 from atss_jax.run import recipe_io
 from atss_jax.run.detector import Detector
 from atss_jax.runtime import checkpoint_record
@@ -39,8 +39,9 @@ found = detector("photo.jpg", threshold=0.3)
 ```
 
 `config.json` is the recipe, `classes.json` the classes; `model.safetensors` holds both besides the
-weights. Training started from: {start}. The licence is not chosen yet: that of the data and of the
-start weights matters.
+weights, whose digest (SHA-256) is `{digest}`.
+Training started from: {start}. The licence is not chosen yet: that of the data and of the start
+weights matters.
 """
 
 
@@ -91,7 +92,7 @@ def write_repository(workdir: Path, folder: Path, repository: str) -> None:
         raise UserError(f"{workdir / 'config.json'}: missing. Give the workdir of a run.")
     detector = Detector.load(workdir)
     config_json = recipe_io.recipe_to_json(detector.config)
-    pretrained.save_detector(
+    saved_detector.save_detector(
         folder / hub.WEIGHTS_FILE,
         detector.variables,
         detector.class_names,
@@ -112,6 +113,7 @@ def write_repository(workdir: Path, folder: Path, repository: str) -> None:
         classes=", ".join(detector.class_names),
         metrics=measured(workdir, detector.step),
         repository=repository,
+        digest=saved_detector.digest(detector.variables),
         start=model.init_from or "random weights",
     )
     (folder / "README.md").write_text(card)

@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from atss_jax.errors import UserError
-from atss_jax.models import hub, pretrained
+from atss_jax.models import hub, pretrained, saved_detector
 from atss_jax.run.detector import Detector
 from atss_jax.run.predict_steps import normalization
 from atss_jax.run.recipe import Recipe
@@ -81,7 +81,7 @@ def _read(name: str) -> Source:
     path = os.fspath(pretrained.local_path(name))  # a name of the hub is fetched
     if path.endswith(".safetensors"):
         try:
-            saved = pretrained.load_detector(path)
+            saved = saved_detector.load_detector(path)
         except UserError:
             pass  # not of this package, or unreadable: the reader of any file says which
         else:
