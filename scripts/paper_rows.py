@@ -16,135 +16,31 @@ Flags after `--` are added to every command, such as `-- --config.data.data_dir=
 """
 
 import argparse
-import json
+import contextlib
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import row_equal_time
+import row_jobs
 import row_process
 import row_report
+import row_results
 import table_rows
+from atss_jax import files
+from row_jobs import Job
 from row_process import RowFailedError, StoppedError, WorkdirHeldError
 from row_queue import RowQueue
-from table_rows import Row
 
-PRESETS = ("paper", "mini")
-MINI_IMAGE_SIZE = 256
-"""Long side of a folder's images in miniature, px: small objects are small enough there."""
+PLAIN = "RetinaNet (#A=1) + ATSS"
+"""Row of Table 3 that is plain ATSS."""
 LONGER = "results of plain ATSS in more steps, of report --json"
-KEPT = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-"""Metrics of a result."""
-
-
-class Job(NamedTuple):
-    """One training run with its evaluations, which one or more rows name."""
-
-    run: str
-    """`Row.run` of its rows."""
-    preset: str
-    """With its data, as `preset_name` joins them."""
-    seed: int
-    config: str
-    """Value of --config."""
-    flags: tuple[str, ...]
-    tests: tuple[tuple[str, ...], ...]
-    """Flags of each further evaluation."""
-
-    @property
-    def name(self) -> str:
-        """Name of its files and of its workdir."""
-        return job_name(self.preset, self.run, self.seed)
-
-
-def job_name(preset: str, run: str, seed: int) -> str:
-    """Name of a job's files and of its workdir."""
-    return f"{preset}-{run}-seed{seed}"
-
-
-def preset_name(preset: str, data: str = "") -> str:
-    """The preset with the name of its folder of data, "mini-cells": what results are told by."""
-    name = os.path.basename(os.path.abspath(data)) if data else ""
-    return "-".join(part for part in (preset, name) if part)
-
-
-def make_job(row: Row, preset: str, seed: int, data: str = "") -> Job:
-    """The job of a row; the same for all rows that are the same run.
-
-    Args:
-      row: what to run.
-      preset: one of `PRESETS`.
-      seed: of initialisation, order and augmentations.
-      data: folder of images and labels; "" for the preset's.
-    """
-    if preset == "mini":
-        config = f"mini:{row.config}"
-    else:
-        recipe, colon, argument = row.config.partition(":")
-        config = f"configs/{recipe}.py{colon}{argument}"
-    tests = sorted({other.test for other in table_rows.ROWS if other.run == row.run} - {()})
-    flags = (*row.flags, f"--config.run.seed={seed}")
-    if data:
-        size = MINI_IMAGE_SIZE if preset == "mini" else 0  # 0 chooses from the data
-        fields = {"root": data, "image_size": size, "max_boxes": 0}
-        flags += tuple(f"--config.data.{name}={value}" for name, value in fields.items())
-    return Job(row.run, preset_name(preset, data), seed, config, flags, tuple(tests))
-
-
-def make_jobs(rows: list[Row], preset: str, seeds: int, data: str = "") -> list[Job]:
-    """All jobs of rows, each once, one seed after the other."""
-    jobs: dict[str, Job] = {}
-    for seed in range(seeds):
-        for row in rows:
-            job = make_job(row, preset, seed, data)
-            jobs.setdefault(job.name, job)
-    return list(jobs.values())
-
-
-def commands(job: Job, workdir: str, extra: tuple[str, ...] = ()) -> list[list[str]]:
-    """What makes a job: a training run, then each further evaluation."""
-    base = ["python", "-m", "atss_jax.main", f"--config={job.config}", f"--workdir={workdir}"]
-    base += [*job.flags, *extra]
-    return [base, *([*base, "--mode=eval", *test] for test in job.tests)]
-
-
-def run_job(job: Job, scratch: Path, extra: tuple[str, ...]) -> dict[str, Any]:
-    """Runs a job's commands in a workdir below `scratch`, going on with what is there.
-
-    Returns:
-      Its result: metrics, seconds of all its starts, and what they were measured on.
-
-    Raises:
-      RowFailedError, StoppedError, WorkdirHeldError: see `row_process.call`.
-    """
-    workdir = scratch / job.name
-    clock = row_process.Stopwatch(workdir)
-    train, *tests = commands(job, str(workdir), extra)
-    row_process.call(train, clock.save)
-    result = json.loads((workdir / "result.json").read_text())
-    evaluations = {}
-    for flags, command in zip(job.tests, tests, strict=True):
-        row_process.call(command, clock.save)
-        newest = max(workdir.glob("eval/*/result.json"), key=lambda path: path.stat().st_mtime_ns)
-        evaluated = json.loads(newest.read_text())["metrics"]
-        evaluations[" ".join(flags)] = {name: evaluated[name] for name in KEPT}
-    return {
-        "run": job.run,
-        "preset": job.preset,
-        "seed": job.seed,
-        "command": shlex.join(commands(job, "WORKDIR", extra)[0]),
-        "metrics": {name: result["metrics"][name] for name in KEPT},
-        "evaluations": evaluations,
-        "steps": result["steps"],
-        "train_seconds": result["wall_seconds"],
-        "all_seconds": round(clock.seconds, 1),
-        "device": f"{result['num_devices']} x {result['device_kind']}",
-        "versions": result["versions"],
-    }
+SHORTEST_EXPIRY = 10.0
+"""Seconds: file servers show a change of another machine only after a while."""
 
 
 def work(queue: RowQueue, jobs: list[Job], do: Callable[[Job], dict[str, Any]]) -> list[str]:
@@ -157,75 +53,107 @@ def work(queue: RowQueue, jobs: list[Job], do: Callable[[Job], dict[str, Any]]) 
 
     Returns:
       Names of the failed ones.
+
+    Raises:
+      ValueError: a command refuses what it was given before any job was finished: likely a
+        mistake in the flags of all of them, so none is recorded as failed.
     """
     while True:
-        for number, job in enumerate(jobs, 1):
-            claim = queue.claim(job.name)
-            if claim is None:
-                continue
-            print(f"[{number}/{len(jobs)}] {job.name}", flush=True)
-            try:
-                with claim.held():
-                    queue.finish(job.name, do(job))
-            except RowFailedError as error:
-                queue.fail(job.name, str(error))
-                print(f"failed: {error}", file=sys.stderr, flush=True)
-            except WorkdirHeldError as error:  # as a killed worker's, which still saves
-                print(f"tried again later: {error}", file=sys.stderr, flush=True)
-        left = [job.name for job in jobs if not queue.is_done(job.name)]
-        if all(queue.has_failed(name) for name in left):
-            return left
+        with _patience("the shared folder"):
+            for number, job in enumerate(jobs, 1):
+                claim = queue.claim(job.name)
+                if claim is None:
+                    continue
+                print(f"[{number}/{len(jobs)}] {job.name}", flush=True)
+                with _patience(job.name), claim.held():
+                    try:
+                        queue.finish(job.name, do(job))
+                    except RowFailedError as error:
+                        if error.is_refused and not any(queue.is_done(j.name) for j in jobs):
+                            raise ValueError(str(error)) from error
+                        queue.fail(job.name, str(error))
+                        print(f"failed: {error}", file=sys.stderr, flush=True)
+            left = [job.name for job in jobs if not queue.is_done(job.name)]
+            if all(queue.has_failed(name) for name in left):
+                return left
         time.sleep(queue.expires / 4)  # another machine has them, or its claims expire
+
+
+@contextlib.contextmanager
+def _patience(what: str) -> Generator[None, None, None]:
+    """What may be over in a moment is said, and tried again later.
+
+    Such are a file server that is away, and a killed worker's command that still saves.
+    """
+    try:
+        yield
+    except (OSError, WorkdirHeldError) as error:
+        print(f"{what}: tried again later: {error}", file=sys.stderr, flush=True)
 
 
 def _list(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
     for row in options.selected:
         paper = "not at hand" if row.paper_ap is None else f"{row.paper_ap:.1f}"
-        job = make_job(row, options.preset, 0, options.data)
+        job = row_jobs.make_job(row, options.preset, 0, options.data)
         changes = ", ".join(row.changes) or "nothing"
         print(f"# table {row.table}, {row.name}: paper {paper}; from {row.base}: {changes}")
-        for command in commands(job, f"workdirs/{job.preset}/{job.name}", extra):
+        for command in row_jobs.commands(job, f"workdirs/{job.preset}/{job.name}", extra):
             print(shlex.join(command))
     return 0
 
 
 def _run(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
+    jobs = row_jobs.make_jobs(options.selected, options.preset, options.seeds, options.data)
+    names = {job.name for job in jobs}
+    if options.data:
+        row_jobs.check_data(options.selected, options.data)
+    known = row_results.read(options.known) if options.known else []
+    there = row_results.read(options.out) if options.out.is_dir() else []
+    row_jobs.check_same([*there, *known], jobs, extra)
     queue = RowQueue(options.out, options.expires)
-    jobs = make_jobs(options.selected, options.preset, options.seeds, options.data)
+    _agree(queue, options, extra)
     if options.retry_failed:
         for job in jobs:
             if queue.has_failed(job.name):
                 queue.release_failed(job.name)
-    if options.known:
-        names = {job.name for job in jobs}
-        for result in _read_results(options.known):
-            name = job_name(result["preset"], result["run"], result["seed"])
-            queue.finish(name, result)
-            names.discard(name)
+    for result in known:
+        name = row_jobs.job_name(result["preset"], result["run"], result["seed"])
+        queue.finish(name, result)
+        names.discard(name)
+    if known:
         print(f"{options.known}: has {len(jobs) - len(names)} of {len(jobs)} runs", flush=True)
     scratch = options.scratch or options.out / "runs"
     try:
         with row_process.stoppable():
-            failed = work(queue, jobs, lambda job: run_job(job, scratch.resolve(), extra))
+            failed = work(queue, jobs, lambda job: row_jobs.run_job(job, scratch.resolve(), extra))
     except StoppedError as error:
         print(f"stopped, the same command goes on: {error}", file=sys.stderr)
         return row_process.PREEMPTED
     print(f"{len(jobs) - len(failed)} of {len(jobs)} runs finished", flush=True)
     for name in failed:
         print(f"failed: {queue.folder / 'failed' / name}.json", file=sys.stderr)
+    if failed:
+        print("--retry-failed runs them again", file=sys.stderr)
     return int(bool(failed))
 
 
-def _read_results(path: Path) -> list[dict[str, Any]]:
-    """What `report --json` wrote."""
-    return json.loads(path.read_text())["results"]
+def _agree(queue: RowQueue, options: argparse.Namespace, extra: tuple[str, ...]) -> None:
+    """Refuses other data or flags than those with which a machine began in the same folder."""
+    preset = row_jobs.preset_name(options.preset, options.data)
+    own = row_jobs.settings(extra) | ({"--data": options.data} if options.data else {})
+    first = queue.agree(preset, own)
+    if first != own:
+        raise ValueError(
+            f"--out {options.out}: rows of {preset} were begun there with {first or 'no flags'}, "
+            f"and these are {own or 'none'}. Give the same, or another folder of results."
+        )
 
 
 def _finished(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Results of the preset in --out, a shared folder or a file of `report --json`."""
-    is_folder = options.out.is_dir()
-    results = RowQueue(options.out).results() if is_folder else _read_results(options.out)
-    preset, found = preset_name(options.preset, options.data), {r["preset"] for r in results}
+    results = row_results.read(options.out)
+    preset = row_jobs.preset_name(options.preset, options.data)
+    found = {result["preset"] for result in results}
     results = [result for result in results if result["preset"] == preset]
     if not results:
         there = ", ".join(sorted(found)) or "nothing"
@@ -236,28 +164,72 @@ def _finished(options: argparse.Namespace) -> list[dict[str, Any]]:
 def _report(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
     del extra
     results = _finished(options)
+    names = {
+        row_jobs.make_job(row, options.preset, 0, options.data).run for row in options.selected
+    }
+    preset = row_jobs.preset_name(options.preset, options.data)
+    failed = [
+        name
+        for name in row_results.failed_jobs(options.out)
+        if any(name.startswith(f"{preset}-{run}-seed") for run in names)
+    ]
+    text = row_report.markdown(options.selected, results, failed)
+    _show(text, options)
     if options.json:
-        row_report.write_json(options.json, results)
+        row_results.write(options.json, results)
     if options.html:
-        options.html.write_text(row_report.html(options.selected, results))
-    _show(row_report.markdown(options.selected, results), options)
+        files.write_whole(options.html, row_report.html(options.selected, results, failed))
     return 0
 
 
 def _equal_time(options: argparse.Namespace, extra: tuple[str, ...]) -> int:
     del extra
-    longer = [result for path in options.longer for result in _read_results(path)]
-    costs = json.loads(options.costs.read_text())["rows"]
-    rows, results = options.selected, _finished(options)
-    _show(row_equal_time.markdown(rows, results, longer, costs, options.preset), options)
+    results, preset = _finished(options), row_jobs.preset_name(options.preset, options.data)
+    longer = [r for path in options.longer for r in row_results.read(path) if r["preset"] == preset]
+    base = row_equal_time.cost_name(table_rows.selected(["3"], [PLAIN])[0], options.preset)
+    costs = row_results.read_costs(options.costs, base)
+    _show(
+        row_equal_time.markdown(options.selected, results, longer, costs, options.preset), options
+    )
     return 0
 
 
 def _show(text: str, options: argparse.Namespace) -> None:
     if options.into:
-        preset = preset_name(options.preset, options.data)
+        preset = row_jobs.preset_name(options.preset, options.data)
         row_report.write_into(options.into, text, preset)
     print(text)
+
+
+def _path(text: str) -> Path:
+    """A path of the command line."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty. Give a path.")
+    return Path(text).expanduser()
+
+
+def _data(text: str) -> str:
+    """A folder of the command line, as the commands see it, which run in the repository's root."""
+    path = _path(text)
+    return str(path) if Path.cwd() == row_process.ROOT else os.path.abspath(path)
+
+
+def _seeds(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a number of seeds, 1 or more.")
+    return int(text)
+
+
+def _expires(text: str) -> float:
+    if not text.replace(".", "", 1).isdecimal() or float(text) < SHORTEST_EXPIRY:
+        raise argparse.ArgumentTypeError(f"{text}: give {SHORTEST_EXPIRY:.0f} seconds or more.")
+    return float(text)
+
+
+def _words(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty. Leave it out for all.")
+    return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -269,27 +241,32 @@ def _parser() -> argparse.ArgumentParser:
     texts["equal-time"] = "rows beside plain ATSS in equal steps and in equal time"
     for mode, text in texts.items():
         one = modes.add_parser(mode, help=text)
-        one.add_argument("--tables", help="as in 2,3,beyond; all by default")
-        one.add_argument("--rows", nargs="+", help="names or arguments, such as k=15")
+        one.add_argument("--tables", type=_words, help="as in 2,3,beyond; all by default")
+        one.add_argument("--rows", nargs="+", type=_words, help="names or arguments, such as k=15")
         preset = "paper" if mode == "list" else None
-        one.add_argument("--preset", choices=PRESETS, default=preset, required=preset is None)
-        one.add_argument("--data", default="", help="folder of images, instead of the preset's")
+        presets = row_jobs.PRESETS
+        one.add_argument("--preset", choices=presets, default=preset, required=preset is None)
+        one.add_argument("--data", type=_data, help="images instead of the preset's")
         if mode != "list":
-            one.add_argument("--out", type=Path, required=True, help="shared folder of results")
+            one.add_argument("--out", type=_path, required=True, help="shared folder of results")
         if mode == "run":
-            one.add_argument("--seeds", type=int, default=1, help="seeds 0 to N - 1")
-            one.add_argument("--scratch", type=Path, help="folder of this machine for workdirs")
-            one.add_argument("--expires", type=float, default=120, help="s until a claim is dead")
-            one.add_argument("--known", type=Path, help="results of a report --json, not run again")
+            one.add_argument("--seeds", type=_seeds, default=1, help="seeds 0 to N - 1")
+            one.add_argument("--scratch", type=_path, help="folder of this machine for workdirs")
+            one.add_argument(
+                "--expires", type=_expires, default=120, help="s until a claim is dead"
+            )
+            one.add_argument("--known", type=_path, help="results of report --json, not run again")
             one.add_argument("--retry-failed", action="store_true", help="run failed rows again")
         if mode in ("report", "equal-time"):
-            one.add_argument("--into", type=Path, help="also between the marks of this page")
+            one.add_argument("--into", type=_path, help="also between the marks of this page")
         if mode == "equal-time":
-            one.add_argument("--costs", type=Path, required=True, help="of bench_recipes.py --json")
-            one.add_argument("--longer", type=Path, nargs="+", required=True, help=LONGER)
+            one.add_argument(
+                "--costs", type=_path, required=True, help="of bench_recipes.py --json"
+            )
+            one.add_argument("--longer", type=_path, nargs="+", required=True, help=LONGER)
         if mode == "report":
-            one.add_argument("--html", type=Path, help="also write this page")
-            one.add_argument("--json", type=Path, help="also write all results into this file")
+            one.add_argument("--html", type=_path, help="also write this page")
+            one.add_argument("--json", type=_path, help="also write all results into this file")
     return parser
 
 
@@ -299,18 +276,14 @@ def main() -> None:
     split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = _parser()
     options = parser.parse_args(arguments[:split])
-    if options.data and options.mode == "run":
-        options.data = os.path.expanduser(options.data)
-        if not os.path.exists(options.data):
-            parser.error(f"--data {options.data}: no such folder. Give one with images and labels.")
-        if Path.cwd() != row_process.ROOT:  # where commands run
-            options.data = os.path.abspath(options.data)
+    options.data, extra = options.data or "", tuple(arguments[split + 1 :])
     try:
-        tables = options.tables.split(",") if options.tables else None
+        tables = list(dict.fromkeys(options.tables.split(","))) if options.tables else None
         options.selected = table_rows.selected(tables, options.rows)
+        row_jobs.check_flags(extra)
         modes = {"list": _list, "run": _run, "report": _report, "equal-time": _equal_time}
-        sys.exit(modes[options.mode](options, tuple(arguments[split + 1 :])))
-    except (ValueError, FileNotFoundError) as error:
+        sys.exit(modes[options.mode](options, extra))
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
 

@@ -1,7 +1,6 @@
 """A table of rows beside plain ATSS: after equally many steps, and after equally long training."""
 
 import bisect
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,48 +10,51 @@ import table_rows
 from table_rows import Row
 
 HEADER = (
-    *("row", "step / ATSS's", "AP", "seeds", "to ATSS, equal steps"),
+    *("row", "step / ATSS's", "AP", "sd", "seeds", "to ATSS, equal steps"),
     *("ATSS in equal time", "to ATSS, equal time"),
 )
+NOISE = 0.9
+"""Of ATSS's cost: a step between this and 1 is taken as equal, as the measurement is no finer."""
 
 
 class Point(NamedTuple):
-    """AP of the base after a number of steps."""
+    """What the base reached after a number of steps."""
 
     steps: float
-    ap: float
-    """Mean, percent."""
-    runs: float
-    """As many runs as have a mean of the same variance."""
+    by_seed: dict[int, float]
+    """AP in percent."""
+    variance: float = 1.0
+    """Of a seed's value, in variances of one run."""
 
 
 def base_points(results: Sequence[Mapping[str, Any]]) -> list[Point]:
-    """What plain ATSS reached in runs of each length, shortest first."""
-    by_steps: dict[int, list[float]] = {}
+    """What plain ATSS reached in runs of each length, shortest first; each run counts once."""
+    by_steps: dict[int, dict[int, float]] = {}
     for result in results:
         if result["run"] == table_rows.ATSS:
-            by_steps.setdefault(result["steps"], []).append(100 * result["metrics"]["AP"])
-    return [Point(n, statistics.fmean(ap), len(ap)) for n, ap in sorted(by_steps.items())]
+            of_seeds = by_steps.setdefault(result["steps"], {})
+            of_seeds[result["seed"]] = 100 * result["metrics"]["AP"]
+    return [Point(steps, by_seed) for steps, by_seed in sorted(by_steps.items())]
 
 
 def at_steps(points: Sequence[Point], steps: float) -> Point | None:
-    """Between two points on the line through them; None beyond the longest runs.
+    """Between two points on the line through them; None beyond the longest runs, or far below.
 
-    Below the shortest it is that point: a step that costs a little less, within the noise of its
-    measurement, is taken as equal.
+    A little below the shortest runs, within the noise of a step's cost, it is these.
 
-    >>> at_steps([Point(500, 7.0, 3), Point(1000, 13.0, 3)], 750)
-    Point(steps=750, ap=10.0, runs=6.0)
+    >>> at_steps([Point(500, {0: 7.0}), Point(1000, {0: 13.0})], 750)
+    Point(steps=750, by_seed={0: 10.0}, variance=0.5)
     """
     after = bisect.bisect_left([point.steps for point in points], steps)
     if after == 0:
-        return points[0]
+        return points[0] if steps >= NOISE * points[0].steps else None
     if after == len(points):
         return None
     low, high = points[after - 1], points[after]
     share = (steps - low.steps) / (high.steps - low.steps)
-    runs = 1 / ((1 - share) ** 2 / low.runs + share**2 / high.runs)
-    return Point(steps, (1 - share) * low.ap + share * high.ap, runs)
+    common = low.by_seed.keys() & high.by_seed.keys()
+    by_seed = {s: (1 - share) * low.by_seed[s] + share * high.by_seed[s] for s in sorted(common)}
+    return Point(steps, by_seed, (1 - share) ** 2 + share**2)
 
 
 def cost_name(row: Row, preset: str) -> str:
@@ -62,7 +64,8 @@ def cost_name(row: Row, preset: str) -> str:
     'mini:ablations+loss.box_loss=diou'
     """
     fields = [f"+{name}={value}" for name, value in row.fields if not name.startswith("eval.")]
-    return f"mini:{row.config}{''.join(fields)}" if preset == "mini" else row.config
+    recipe = f"mini:{row.config}" if preset == "mini" else row.config
+    return recipe + "".join(fields)
 
 
 def cells(
@@ -76,65 +79,65 @@ def cells(
 
     Args:
       row: of a recipe other than the base.
-      results: of all rows, of one length.
-      points: of the base, the first as long as the rows.
+      results: of all rows.
+      points: of the base.
       ratio: a step's cost over the base's; None where it is not measured.
       spread: of one run.
     """
-    argument = row.config.partition(":")[2]
-    name = f"{row.name}, `{argument or '='.join(row.fields[0])}`"
+    argument = "=".join(row.fields[0]) if row.fields else row.config.partition(":")[2]
+    name = f"{row.name}, `{argument or row.config}`"
     cost = "not measured" if ratio is None else f"{ratio:.2f}"
-    found = list(row_report.measured(row.run, row.test, results).by_seed.values())
+    found = row_report.measured(row.run, row.test, results).by_seed
     if not found:
-        return [name, cost, "not run", "0", "–", "–", "–"]
-    mean = statistics.fmean(found)
+        return [name, cost, "not run", "–", "0", "–", "–", "–"]
+    steps = next(r["steps"] for r in results if r["run"] == row.run)
+    values = list(found.values())
+    deviation = f"{statistics.stdev(values):.1f}" if len(values) > 1 else "–"
 
-    def difference(to: Point) -> str:
-        runs = 1 / (1 / len(found) + 1 / to.runs)
-        return row_report.with_interval(row_report.signed(mean - to.ap), spread.interval(runs))
+    def difference(to: Point | None) -> str:
+        return "–" if to is None else row_report.difference(found, to.by_seed, spread, to.variance)
 
-    ours = row_report.with_interval(f"{mean:.1f}", spread.interval(len(found)))
-    first = [name, cost, ours, str(len(found)), difference(points[0])]
+    equal_steps = next((point for point in points if point.steps == steps), None)
+    ours = [name, cost, f"{statistics.fmean(values):.1f}", deviation, str(len(values))]
+    first = [*ours, difference(equal_steps)]
     if ratio is None:
         return [*first, "–", "–"]
-    equal = at_steps(points, ratio * points[0].steps)
-    if equal is None:
-        last = points[-1].ap
-        return [*first, f"over {last:.1f}", f"below {row_report.signed(mean - last)}"]
-    return [*first, f"{equal.ap:.1f}", difference(equal)]
+    equal = at_steps(points, ratio * steps)
+    if equal is None or not equal.by_seed:
+        is_over = ratio * steps > points[-1].steps
+        bound, last = ("over", points[-1]) if is_over else ("below", points[0])
+        return [*first, f"{bound} {statistics.fmean(last.by_seed.values()):.1f}", "–"]
+    return [*first, f"{statistics.fmean(equal.by_seed.values()):.1f}", difference(equal)]
 
 
 def markdown(
     rows: Sequence[Row],
     results: Sequence[dict[str, Any]],
     longer: Sequence[dict[str, Any]],
-    costs: Mapping[str, Mapping[str, Any]],
+    costs: Mapping[str, float],
     preset: str,
 ) -> str:
     """The table as Markdown, the base first.
 
     Args:
       rows: as `table_rows.selected`.
-      results: of all rows, of one length.
+      results: of all rows.
       longer: of plain ATSS, of greater lengths.
-      costs: "rows" of `scripts/bench_recipes.py`.
+      costs: by recipe, as `row_results.read_costs`.
       preset: of the rows.
 
     Raises:
-      ValueError: plain ATSS is not among the results.
+      ValueError: plain ATSS is not among the results, or not among the longer ones.
     """
-    length = {result["steps"] for result in results if result["run"] == table_rows.ATSS}
-    points = base_points([*results, *longer])
-    if len(length) != 1 or points[0].steps not in length:
-        raise ValueError("equal-time: --out needs runs of plain ATSS, --longer longer ones.")
-    spread = row_report.pooled_spread(results)
-    base = [
-        f"{point.steps:.0f} steps: "
-        + row_report.with_interval(f"{point.ap:.1f}", spread.interval(point.runs))
-        for point in points
-    ]
+    base = {result["steps"] for result in results if result["run"] == table_rows.ATSS}
+    if not base:
+        raise ValueError(f"--out has no run of plain ATSS ({table_rows.ATSS}), the base.")
+    if not any(r["run"] == table_rows.ATSS and r["steps"] > max(base) for r in longer):
+        raise ValueError(f"--longer: no run of plain ATSS of more than {max(base)} steps.")
+    points, spread = base_points([*results, *longer]), row_report.pooled_spread(results)
+    means = [f"{p.steps:.0f} steps: {statistics.fmean(p.by_seed.values()):.1f}" for p in points]
     lines = [
-        f"Plain ATSS: {'; '.join(base)}.",
+        f"Plain ATSS: {', '.join(means)}.",
         "",
         "| " + " | ".join(HEADER) + " |",
         "|---|" + "---:|" * (len(HEADER) - 1),
@@ -142,9 +145,8 @@ def markdown(
     for row in rows:
         if row.run == table_rows.ATSS and not row.test:
             continue
-        ratio = costs.get(cost_name(row, preset), {}).get("ratio")
-        row_cells = cells(row, results, points, ratio, spread)
+        row_cells = cells(row, results, points, costs.get(cost_name(row, preset)), spread)
         lines.append("| " + " | ".join(row_cells) + " |")
-    if not math.isnan(spread.deviation):
+    if spread.freedom:
         lines += ["", row_report.of_intervals(spread)]
     return "\n".join(lines)

@@ -20,6 +20,10 @@ from types import FrameType
 ROOT = Path(__file__).resolve().parents[1]
 PREEMPTED = 75
 """Exit code of a run that was told to stop and goes on later."""
+REFUSED = 2
+"""Exit code of a command that was given something wrong."""
+LAST_LINES = 40
+"""Of what a failed command wrote, kept in its record."""
 STOPS = (signal.SIGTERM, signal.SIGINT)
 HELD = "another run trains in this workdir"
 """Of the line with which a start is refused, see `atss_jax.run.workdir_lock`."""
@@ -30,7 +34,15 @@ PR_SET_PDEATHSIG = 1
 
 
 class RowFailedError(RuntimeError):
-    """A command of a job ended with an error."""
+    """A command of a job ended with an error.
+
+    Attributes:
+      is_refused: it refused what it was given.
+    """
+
+    def __init__(self, message: str, *, is_refused: bool = False):
+        super().__init__(message)
+        self.is_refused = is_refused
 
 
 class StoppedError(RuntimeError):
@@ -50,7 +62,9 @@ class Stopwatch:
 
     def __init__(self, workdir: Path):
         self._path, self._start = workdir / "row_seconds", time.monotonic()
-        self._before = float(self._path.read_text()) if self._path.exists() else 0.0
+        self._before = 0.0
+        with contextlib.suppress(OSError, ValueError):  # none yet, or half written
+            self._before = float(self._path.read_text())
 
     @property
     def seconds(self) -> float:
@@ -132,14 +146,15 @@ def call(command: list[str], beat: Callable[[], None] = lambda: None) -> None:
     ):  # fmt: skip
         signals.give(process)
         error = _wait(process, beat)
-    if process.returncode == 2 and HELD in error:
+    if process.returncode == REFUSED and HELD in error:
         raise WorkdirHeldError(error.strip().splitlines()[-1])
     beat()
     if signals.number is not None or process.returncode == PREEMPTED:
         raise StoppedError(shlex.join(command))
     if process.returncode:
-        last = "\n".join(error.strip().splitlines()[-5:])
-        raise RowFailedError(f"exit code {process.returncode} of {shlex.join(command)}\n{last}")
+        last = "\n".join(error.strip().splitlines()[-LAST_LINES:])
+        text = f"exit code {process.returncode} of {shlex.join(command)}\n{last}"
+        raise RowFailedError(text, is_refused=process.returncode == REFUSED)
 
 
 def _wait(process: subprocess.Popen[str], beat: Callable[[], None]) -> str:

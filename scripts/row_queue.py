@@ -3,12 +3,14 @@
     FOLDER/claims/JOB.N    the Nth claim of a job; its time of change is its owner's heartbeat
     FOLDER/rows/JOB.json   the result of a finished job
     FOLDER/failed/JOB.json why a job failed; `--retry-failed` removes it
+    FOLDER/flags/NAME.json what all machines that work on a preset have to agree upon
 
 A claim is a file that only one machine can create. Its owner touches it while it works; one that
-was not touched for `expires` seconds is dead, and the job belongs to whoever creates the next
-number. No claim is ever removed or renamed, so two machines cannot both replace a dead one. A
-result is linked into its place, so the first stands even if a machine that was taken for dead wakes
-up. Any file system with exclusive creation and hard links will do (NFS since version 3).
+was not touched for `expires` seconds, its owner's or the reader's, whichever are more, is dead, and
+the job belongs to whoever creates the next number. No claim is ever removed or renamed, so two
+machines cannot both replace a dead one. A result is linked into its place, so the first stands even
+if a machine that was taken for dead wakes up. Any file system with exclusive creation and hard
+links will do (NFS since version 3).
 """
 
 import contextlib
@@ -22,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 FRESH_PARTS = 6
-"""Heartbeats within the time after which a claim is dead."""
+"""Heartbeats within the time after which a claim is dead, at least."""
+BEAT_SECONDS = 10.0
+"""Longest time between two."""
 
 
 class Claim:
@@ -46,14 +50,15 @@ class Claim:
         except BaseException:
             done.set()
             thread.join()
-            os.utime(self._path, (0, 0))  # dead at once
+            with contextlib.suppress(OSError):  # it then expires
+                os.utime(self._path, (0, 0))  # dead at once
             raise
         finally:
             done.set()
             thread.join()
 
     def _beat(self, done: threading.Event) -> None:
-        while not done.wait(self._expires / FRESH_PARTS):
+        while not done.wait(min(self._expires / FRESH_PARTS, BEAT_SECONDS)):
             with contextlib.suppress(OSError):  # a file server that is away for a moment
                 os.utime(self._path)
 
@@ -64,12 +69,17 @@ class RowQueue:
     Args:
       folder: shared by all machines; made where it is missing.
       expires: seconds without a heartbeat after which a claim is dead.
+
+    Raises:
+      OSError: the folder cannot be made, or has no hard links.
     """
 
     def __init__(self, folder: Path, expires: float = 120.0):
         self.folder, self.expires, self._owner = folder, expires, uuid.uuid4().hex
-        for name in ("claims", "rows", "failed"):
+        for name in ("claims", "rows", "failed", "flags"):
             (folder / name).mkdir(parents=True, exist_ok=True)
+        self._store(folder / "flags" / f".{self._owner}", {})  # has hard links
+        (folder / "flags" / f".{self._owner}").unlink()
 
     def claim(self, job: str) -> Claim | None:
         """This process' claim; None where the job is finished, failed or another's.
@@ -85,7 +95,7 @@ class RowQueue:
         path = self.folder / "claims" / f"{job}.{number + 1}"
         try:
             with path.open("x") as file:
-                file.write(self._owner + "\n")
+                file.write(f"{self._owner}\n{self.expires}\n")
         except FileExistsError:
             return None
         if self.is_done(job):  # finished between the two looks
@@ -110,14 +120,16 @@ class RowQueue:
 
     def release_failed(self, job: str) -> None:
         """Lets a failed job be claimed again."""
+        _, newest = self._newest(job)
+        if newest is not None:
+            os.utime(newest, (0, 0))  # nobody claims it before its failure is gone
         self._failure(job).unlink(missing_ok=True)
-        number, newest = self._newest(job)
-        if number and newest is not None:
-            os.utime(newest, (0, 0))
 
-    def results(self) -> list[dict[str, Any]]:
-        """All stored results, by name of the job."""
-        return [json.loads(path.read_text()) for path in sorted(self.folder.glob("rows/*.json"))]
+    def agree(self, name: str, flags: Mapping[str, str]) -> dict[str, str]:
+        """What the first machine stored under a name: these flags, or others."""
+        path = self.folder / "flags" / f"{name}.json"
+        self._store(path, flags)
+        return json.loads(path.read_text())
 
     def _newest(self, job: str) -> tuple[int, Path | None]:
         """Number and file of a job's last claim; (0, None) without one."""
@@ -134,17 +146,22 @@ class RowQueue:
         probe.touch()
         now = probe.stat().st_mtime
         probe.unlink()
-        return now - claim.stat().st_mtime < self.expires
+        _, _, own = claim.read_text().partition("\n")  # may be empty while it is written
+        expires = max(self.expires, float(own.strip() or 0))
+        return now - claim.stat().st_mtime < expires
 
     def _store(self, path: Path, content: Mapping[str, Any]) -> bool:
         part = path.with_name(f".{path.name}-{self._owner}")
-        part.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
         try:
+            with part.open("w") as file:
+                file.write(json.dumps(content, indent=1, sort_keys=True) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # no empty result after a power failure
             os.link(part, path)
         except FileExistsError:
             return False
         finally:
-            part.unlink()
+            part.unlink(missing_ok=True)
         return True
 
     def _result(self, job: str) -> Path:

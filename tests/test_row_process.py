@@ -12,6 +12,7 @@ import pytest
 from etils import epath
 
 import paper_rows
+import row_jobs
 import row_process
 import table_rows
 from atss_jax.errors import UserError
@@ -116,7 +117,7 @@ def test_a_workdir_in_which_another_run_trains_is_no_failure(tmp_path):
 
 
 def test_a_job_whose_workdir_is_held_is_tried_again(tmp_path, capsys):
-    jobs = paper_rows.make_jobs(table_rows.selected(["2"]), "mini", 1)
+    jobs = row_jobs.make_jobs(table_rows.selected(["2"]), "mini", 1)
     tried: list[str] = []
 
     def do(job):
@@ -128,12 +129,14 @@ def test_a_job_whose_workdir_is_held_is_tried_again(tmp_path, capsys):
     queue = RowQueue(tmp_path, expires=0.4)
     assert paper_rows.work(queue, jobs, do) == []
     assert [tried.count(job.name) for job in jobs] == [3, 1, 1, 1]
-    assert len(queue.results()) == 4 and not list((tmp_path / "failed").iterdir())
+    assert len(list(tmp_path.glob("rows/*.json"))) == 4 and not list(
+        (tmp_path / "failed").iterdir()
+    )
     assert "tried again later: run.lock" in capsys.readouterr().err
 
 
 def test_minutes_are_those_of_all_starts(tmp_path, monkeypatch):
-    (job,) = paper_rows.make_jobs(table_rows.selected(["4"], ["k=15"]), "mini", 1)
+    (job,) = row_jobs.make_jobs(table_rows.selected(["4"], ["k=15"]), "mini", 1)
     workdir = tmp_path / job.name
     now, ends = [0.0], [row_process.StoppedError("preempted"), None]
     monkeypatch.setattr(row_process.time, "monotonic", lambda: now[0])
@@ -148,13 +151,13 @@ def test_minutes_are_those_of_all_starts(tmp_path, monkeypatch):
         if end:
             raise end
         about = {"steps": 5, "wall_seconds": 9.0, "num_devices": 1, "device_kind": "cpu"}
-        metrics = dict.fromkeys(paper_rows.KEPT, 0.1)
+        metrics = dict.fromkeys(row_jobs.KEPT, 0.1)
         text = json.dumps({**about, "versions": {}, "metrics": metrics})
         (workdir / "result.json").write_text(text)
 
     monkeypatch.setattr(row_process, "call", call)
     with pytest.raises(row_process.StoppedError):
-        paper_rows.run_job(job, tmp_path, ())
+        row_jobs.run_job(job, tmp_path, ())
     now[0] += 5000  # until somebody starts it again
-    assert paper_rows.run_job(job, tmp_path, ())["all_seconds"] == 240
+    assert row_jobs.run_job(job, tmp_path, ())["all_seconds"] == 240
     assert {path.name for path in workdir.iterdir()} == {"result.json", "row_seconds"}
