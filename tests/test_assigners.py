@@ -311,6 +311,37 @@ def test_task_aligned_equals_mmdetection(shared):
     assert total > 100
 
 
+def test_an_anchor_claimed_twice_goes_to_the_higher_iou_though_another_object_fits_better():
+    grid = AnchorGrid((64, 64))
+    anchor = 27  # on P3
+    x, y = grid.centers()[anchor]
+    around = np.array([x, y, x, y])
+    boxes = np.array([[-20.0, -20, 20, 20], [-20, -20, 20, 24]]) + around  # IoU 1 and 0.91
+    gt = ground_truth(boxes, 2)._replace(labels=jnp.array([0, 1]))
+    scores = np.zeros((grid.num_anchors, 2), np.float32)
+    scores[anchor] = 0.1, 0.9  # alignment 0.1 and 0.51
+    predicted = np.tile(boxes[:1], (grid.num_anchors, 1)).astype(np.float32)
+    predictions = Predictions(jnp.asarray(scores), jnp.asarray(predicted))
+    found = align_tasks(grid, jnp.array([64, 64]), gt, predictions)
+    assert np.flatnonzero(found.assignment.is_positive).tolist() == [anchor]
+    assert int(found.assignment.gt_index[anchor]) == 0
+    np.testing.assert_allclose([found.iou[anchor], found.metric[anchor]], [1, 0.1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("distance", "is_inside"), [(0.009, False), (0.011, True)])
+def test_a_centre_on_the_edge_of_its_object_is_outside(distance, is_inside):
+    grid = AnchorGrid((64, 64))
+    anchor = 27
+    x, y = grid.centers()[anchor]
+    gt = ground_truth(np.array([[x - distance, y - 20, x + 20, y + 20]]), 1)
+    scores = np.zeros((grid.num_anchors, 5), np.float32)
+    scores[anchor] = 0.5
+    boxes = jnp.tile(gt.boxes, (grid.num_anchors, 1))
+    predictions = Predictions(jnp.asarray(scores), boxes)
+    found = assign_task_aligned(grid, jnp.array([64, 64]), gt, predictions)
+    assert bool(found.is_positive.any()) == bool(found.is_positive[anchor]) == is_inside
+
+
 def test_task_aligned_of_padding_and_bad_predictions():
     grid, size = AnchorGrid((64, 64)), jnp.array([64, 64])
     predictions = random_predictions(np.random.default_rng(0), grid)

@@ -164,6 +164,10 @@ def test_arguments_set_the_ranges():
     assert abs(np.mean([s.placement.flip[1] for s in samples]) - 0.25) < 0.04
     factors = np.array([s.placement.full[0] / LIMIT[0] for s in samples])
     assert 0.5 <= factors.min() < 0.52 and 1.98 < factors.max() <= 2.0
+    places = np.array([s.placement.offset for s in samples if s.placement.full > LIMIT])
+    assert len(places) > 500 and np.all(places.min(axis=0) == 0)
+    room = np.array(LIMIT)  # a factor of 2 leaves as much again beside the window
+    assert np.all(places.max(axis=0) > 0.8 * room) and np.all(places.std(axis=0) > 0.1 * room)
     colors = np.array([s.colors[0] for s in samples])
     assert 0.8 <= colors.min() < 0.81 and 1.19 < colors.max() < 1.2
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from atss_jax.errors import UserError
+from atss_jax.models import star_refinement
 from atss_jax.models.config import ModelConfig
 from atss_jax.models.distributions import DistributionQuality, joint_logits
-from atss_jax.models.dynamic_head import DynamicBlock, DynamicRelu, resize_own
+from atss_jax.models.dynamic_head import DynamicBlock, DynamicRelu, own_mean, resize_own
 from atss_jax.models.head import Head
 from atss_jax.models.star_refinement import StarConv, star_offsets
 
@@ -170,8 +171,12 @@ def test_dynamic_relu_by_hand():
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_dynamic_block_with_fresh_offsets_is_plain_convolutions():
-    """Offsets start at 0 and masks at 1/2: convolutions of half strength, by NumPy."""
+@pytest.mark.parametrize("is_fresh", [True, False], ids=["fresh", "learned"])
+def test_a_dynamic_block_by_hand(is_fresh):
+    """Deformable convolutions, level and channel attention, by NumPy.
+
+    Offsets start at 0 and factors at 1/2: plain convolutions of half strength.
+    """
     rng = np.random.default_rng(4)
     maps = [rng.normal(size=(1, s, s, 4)).astype(np.float32) for s in (4, 2)]
     block = DynamicBlock()
@@ -179,14 +184,27 @@ def test_a_dynamic_block_with_fresh_offsets_is_plain_convolutions():
     variables = block.init(jax.random.key(0), features, (None, None))
     params = variables["params"]
     params["level_score"]["kernel"] = jnp.asarray(rng.normal(size=(4, 1)), jnp.float32)
+    if not is_fresh:
+        params["offset"] = {
+            "kernel": jnp.asarray(rng.normal(0, 0.2, size=(3, 3, 4, 27)), jnp.float32),
+            "bias": jnp.asarray(rng.normal(size=27), jnp.float32),
+        }
 
-    def convolved(x, name, stride):
+    def plain(x, kernel):
         padded = np.pad(x[0], ((1, 1), (1, 1), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(0, 1))
+        return np.einsum("yxcij,ijcn->yxn", windows, np.asarray(kernel))
+
+    def convolved(x, level, name, stride):
+        predicted = plain(maps[level], params["offset"]["kernel"]) + params["offset"]["bias"]
         kernel, side = np.asarray(params[f"{name}_kernel"]), x.shape[1] // stride
         y = np.zeros((side, side, 4))
         for i, j in np.ndindex(side, side):
-            window = padded[i * stride : i * stride + 3, j * stride : j * stride + 3]
-            y[i, j] = np.einsum("ijc,ijcn->n", window, kernel) / 2
+            for tap, (u, v) in enumerate(np.ndindex(3, 3)):
+                dy, dx = predicted[i, j, 2 * tap : 2 * tap + 2]
+                factor = 1 / (1 + np.exp(-predicted[i, j, 18 + tap]))
+                read = bilinear(x[0], i * stride + u - 1 + dy, j * stride + v - 1 + dx)
+                y[i, j] += factor * read @ kernel[u, v]
         # GroupNorm: as many groups as channels
         y = (y - y.mean((0, 1))) / np.sqrt(y.var((0, 1)) + 1e-5)
         score = np.maximum(y.mean((0, 1)) @ np.asarray(params["level_score"]["kernel"]), 0)
@@ -195,8 +213,8 @@ def test_a_dynamic_block_with_fresh_offsets_is_plain_convolutions():
     weights = np.maximum(1 - np.abs(np.arange(4)[:, None] / 3 - np.arange(2)), 0)
     above = np.einsum("yi,xj,bijc->byxc", weights, weights, maps[1])
     sums = (
-        (convolved(maps[0], "own", 1) + convolved(above, "coarser", 1)) / 2,
-        (convolved(maps[1], "own", 1) + convolved(maps[0], "finer", 2)) / 2,
+        (convolved(maps[0], 0, "own", 1) + convolved(above, 0, "coarser", 1)) / 2,
+        (convolved(maps[1], 1, "own", 1) + convolved(maps[0], 1, "finer", 2)) / 2,
     )
     activation = DynamicRelu()
     found: Any = block.apply({"params": params}, features, (None, None))
@@ -204,3 +222,100 @@ def test_a_dynamic_block_with_fresh_offsets_is_plain_convolutions():
         own = {"params": params["activation"]}
         expected = np.asarray(activation.apply(own, jnp.asarray(y[None], jnp.float32), None))
         np.testing.assert_allclose(np.asarray(x), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_large_maps_are_counted_and_resized_in_bfloat16_as_in_float32():
+    mask = jnp.ones((1, 50, 84), bool)
+    ones = jnp.ones((1, 50, 84, 2), jnp.bfloat16)
+    assert np.all(jax.jit(own_mean)(ones, mask) == 1) and np.all(jax.jit(own_mean)(ones, None) == 1)
+    ramp = jnp.broadcast_to(jnp.arange(84.0)[:, None], (1, 50, 84, 2))
+    more = jnp.ones((1, 100, 168), bool)
+    exact = resize_own(ramp, mask, (100, 168), more)
+    found = resize_own(ramp.astype(jnp.bfloat16), mask, (100, 168), more).astype(jnp.float32)
+    # 8 bits: a value of 64 to 128 is rounded to the nearest half
+    np.testing.assert_allclose(found, exact, atol=0.26)
+
+
+def randomly(variables, seed=5):
+    """Variables of the same shapes, none of them 0."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.3, x.shape), x.dtype), variables)
+
+
+def test_an_image_gets_the_same_alone_and_padded(head_case):
+    head, variables, features, masks = head_case
+    variables = randomly(variables)
+    apply = jax.jit(lambda f, m: head.apply(variables, f, m, train=True))
+    widths = [x.shape[2] - x.shape[2] // 3 for x in features]
+    own = tuple(x[1:, :, :w] for x, w in zip(features, widths, strict=True))
+    alone, padded = apply(own, (None, None)), apply(features, masks)
+    pairs = list(zip(jax.tree.leaves(alone), jax.tree.leaves(padded), strict=True))
+    for x, y in pairs:
+        np.testing.assert_allclose(x, y[1:, :, : x.shape[2]], rtol=2e-4, atol=2e-5)
+    assert len(pairs) >= 4
+
+
+@pytest.mark.parametrize("scale", ["level_scale", "refinement_scale"])
+def test_every_level_has_its_own_scale(scale):
+    config = ModelConfig(head_convs=1, fpn_channels=8, centerness="none", **HEADS["vfnet"])
+    head = Head(config, 3)
+    features = tuple(jnp.ones((1, s, s, 8)) for s in (4, 2))
+    variables = randomly(head.init(jax.random.key(0), features, (None, None)))
+    before = head.apply(variables, features, (None, None))
+    variables["params"][scale] = variables["params"][scale].at[1].add(0.5)
+    after = head.apply(variables, features, (None, None))
+    same = [np.array_equal(x, y) for x, y in zip(before[1], after[1], strict=True)]
+    assert same == [True, False]
+
+
+def star_head():
+    config = ModelConfig(head_convs=1, fpn_channels=8, centerness="none", **HEADS["vfnet"])
+    head, values = Head(config, 3), np.random.default_rng(6).normal(size=(1, 5, 5, 8))
+    features = (jnp.asarray(values, jnp.float32),)
+    return head, features, head.init(jax.random.key(0), features, (None,))
+
+
+def test_refined_boxes_are_factors_on_first_boxes_that_get_no_gradient_through_them():
+    head, features, variables = star_head()
+    start = head.apply(variables, jax.tree.map(jnp.zeros_like, features), (None,), train=True)
+    np.testing.assert_allclose(start.first_boxes[0], 4, rtol=1e-6)  # strides a side
+    np.testing.assert_allclose(start.box_regression[0], 4, rtol=1e-6)
+    variables = randomly(variables)
+    sampled = ("cls_star", "box_star")
+    for name in sampled:  # nothing is read on the box: no gradient through its sampling places
+        variables["params"][name]["kernel"] *= 0
+
+    def refined(params):
+        return jnp.sum(head.apply({"params": params}, features, (None,)).box_regression[0])
+
+    gradient = jax.grad(refined)(variables["params"])
+    assert not any(np.any(x) for x in jax.tree.leaves(gradient["box_regression"]))
+    assert np.any(gradient["box_refinement"]["bias"])
+
+
+def test_scores_are_read_on_the_box_which_gets_a_tenth_of_their_gradient():
+    head, features, variables = star_head()
+    variables = randomly(variables)
+
+    def scores(params, share):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(star_refinement, "GRADIENT_SHARE", share)
+            return jnp.sum(head.apply({"params": params}, features, (None,)).cls_logits[0])
+
+    own, full, none = (
+        jax.grad(scores)(variables["params"], share)["box_regression"]["kernel"]
+        for share in (star_refinement.GRADIENT_SHARE, 1.0, 0.0)
+    )
+    assert np.any(full) and not np.any(none)
+    np.testing.assert_allclose(own, 0.1 * full, rtol=1e-4, atol=1e-7)
+
+
+def test_the_quality_of_a_box_teaches_its_distributions():
+    config = ModelConfig(head_convs=1, fpn_channels=8, centerness="none", **HEADS["gflv2"])
+    head = Head(config, 3)
+    features = (jnp.asarray(np.random.default_rng(7).normal(size=(1, 3, 3, 8)), jnp.float32),)
+    variables = randomly(head.init(jax.random.key(0), features, (None,)))
+    gradient = jax.grad(
+        lambda params: jnp.sum(head.apply({"params": params}, features, (None,)).cls_logits[0])
+    )(variables["params"])
+    assert np.any(gradient["box_regression"]["kernel"])

@@ -142,8 +142,10 @@ def gfl_by_hand(outputs, targets):
     return cls / number, (2 * box + 0.25 * distribution) / max(weight, 1.0)
 
 
-def test_gfl_losses_by_hand():
+@pytest.mark.parametrize("shift", [0.0, -7.0], ids=["sure", "weights that add up to less than 1"])
+def test_gfl_losses_by_hand(shift):
     outputs, targets = distribution_case()
+    outputs = outputs._replace(cls_logits=tuple(x + shift for x in outputs.cls_logits))
     losses = gfl(outputs, targets)
     cls, box = gfl_by_hand(outputs, targets)
     np.testing.assert_allclose([losses.cls, losses.box], [cls, box], rtol=2e-5)
@@ -190,6 +192,58 @@ def test_vfnet_losses_by_hand():
     first, refined = sums[:, 0] / np.maximum(sums[:, 1], 1)
     np.testing.assert_allclose(losses.cls, cls / losses.num_positives, rtol=2e-5)
     np.testing.assert_allclose(losses.box, 2 * refined + 1.5 * first, rtol=2e-5)
+
+
+def overlaps_by_hand(maps, targets):
+    """IoU of every positive's box with its goal, 0 elsewhere."""
+    goals, sides = jax.tree.map(np.asarray, targets), flat(maps, 2, 4)
+    quality = np.zeros(goals.labels.shape, np.float32)
+    for i, n in zip(*np.nonzero(goals.is_positive), strict=True):
+        center, far = GRID.centers()[n], sides[i, n] * GRID.anchor_strides()[n]
+        box = np.r_[center - far[:2], center + far[2:]]
+        quality[i, n] = paired_overlaps(box, goals.boxes[i, n])[0]
+    return quality
+
+
+def test_targets_and_weights_that_are_predicted_have_no_gradient():
+    outputs, targets = vfnet_case(5)
+    outputs = outputs._replace(first_boxes=None)
+    boxes = outputs.box_regression
+
+    def gradient(settings, part, targets, **fields):
+        def loss(boxes):
+            found = settings(outputs._replace(box_regression=boxes, **fields), targets, GRID)
+            return getattr(found, part)
+
+        return jax.jit(jax.grad(loss))(boxes)
+
+    assert not any(np.any(x) for x in gradient(VFNET, "cls", targets))
+    # the same weights as constants: centerness targets of the plain loss
+    fixed = targets._replace(centerness=jnp.asarray(overlaps_by_hand(boxes, targets)))
+    assert np.sum(fixed.centerness) > 1
+    centerness = tuple(jnp.zeros(x.shape[:-1]) for x in boxes)
+    plain = gradient(make_losses(LossConfig(), "point"), "box", fixed, centerness_logits=centerness)
+    for found, expected in zip(gradient(VFNET, "box", targets), plain, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
+    outputs, targets = distribution_case(5)
+    of_box = jax.jit(jax.grad(lambda o: GFL(o, targets, GRID).box))(outputs)
+    of_cls = jax.jit(jax.grad(lambda o: GFL(o, targets, GRID).cls))(outputs)
+    assert not any(np.any(x) for x in (*of_box.cls_logits, *of_cls.box_regression))
+    assert any(np.any(x) for x in of_box.box_regression)
+
+
+def test_a_positive_that_misses_its_object_is_no_negative_of_the_varifocal_loss():
+    outputs, targets = vfnet_case(7)
+    tiny = tuple(jnp.full_like(x, 1e-30) for x in outputs.box_regression)  # an IoU of 0
+    outputs = outputs._replace(box_regression=tiny, first_boxes=tiny)
+    assert not overlaps_by_hand(tiny, targets).any()
+    gradient = jax.grad(lambda o: VFNET(o, targets, GRID).cls)(outputs)
+    own = np.eye(6)[np.asarray(targets.labels)][..., :5].astype(bool)
+    own &= np.asarray(targets.is_positive)[..., None]
+    values = flat(gradient.cls_logits, 2, 5)
+    assert np.any(own) and np.all(np.abs(values[own]) < 1e-5)
+    others = np.asarray(targets.is_positive)[..., None] & ~own
+    assert np.all(values[np.broadcast_to(others, values.shape)] > 1e-5)
 
 
 def test_gradients_of_first_boxes_reach_positives_alone():

@@ -114,8 +114,8 @@ class DeformConv(nn.Module):
       use_bias: whether there is a bias.
       kernel_init: initialiser of the main kernel.
       offset_init: initialiser of the offset convolution's kernel.
-      dtype: compute type, in which the offsets are predicted too; sampling places and the
-        bilinear shares are float32 at least.
+      dtype: compute type, in which the offsets are predicted too; sampling places are float32 at
+        least, and the bilinear shares computed from them are rounded to the features' type.
     """
 
     features: int

@@ -20,10 +20,17 @@ SQUEEZE = 4
 
 
 def own_mean(x: Float[Array, "B h w C"], mask: Bool[Array, "B h w"] | None) -> Float[Array, "B C"]:
-    """Mean over an image's own cells; `x` is zero outside them."""
+    """Mean over an image's own cells, summed and counted in float32 at least.
+
+    Args:
+      x: zero outside the own cells.
+      mask: own cells; None for all.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
     if mask is None:
-        return jnp.mean(x, axis=(1, 2))
-    return jnp.sum(x, axis=(1, 2)) / jnp.sum(mask, axis=(1, 2), dtype=x.dtype)[:, None]
+        return jnp.mean(x, axis=(1, 2), dtype=wide).astype(x.dtype)
+    count = jnp.sum(mask, axis=(1, 2), dtype=wide)[:, None]
+    return (jnp.sum(x, axis=(1, 2), dtype=wide) / count).astype(x.dtype)
 
 
 def resize_own(
@@ -43,19 +50,18 @@ def resize_own(
       shape: (h2, w2).
       out_mask: own cells of the result; None for all.
     """
+    wide = jnp.promote_types(x.dtype, jnp.float32)  # of places, which bfloat16 cannot tell apart
 
     def weights(axis: int) -> Array:
         """[B or 1, out, in]."""
         sides = []
         for cells, full in ((mask, x.shape[1 + axis]), (out_mask, shape[axis])):
             if cells is None:
-                sides.append(jnp.full((1, 1), float(full)))
+                sides.append(jnp.full((1, 1), full, wide))
             else:
-                sides.append(
-                    jnp.sum(jnp.any(cells, axis=2 - axis), axis=-1, dtype=x.dtype)[:, None]
-                )
-        place = jnp.arange(shape[axis]) * (sides[0] - 1) / jnp.maximum(sides[1] - 1, 1)
-        distance = jnp.abs(place[..., None] - jnp.arange(x.shape[1 + axis]))
+                sides.append(jnp.sum(jnp.any(cells, axis=2 - axis), axis=-1, dtype=wide)[:, None])
+        place = jnp.arange(shape[axis], dtype=wide) * (sides[0] - 1) / jnp.maximum(sides[1] - 1, 1)
+        distance = jnp.abs(place[..., None] - jnp.arange(x.shape[1 + axis], dtype=wide))
         return jnp.maximum(1 - distance, 0).astype(x.dtype)
 
     rows, columns = (jnp.broadcast_to(w, (x.shape[0], *w.shape[1:])) for w in map(weights, (0, 1)))

@@ -1,16 +1,16 @@
 """The head of a report: what ran, when, for how long, on what, and how its recipe differs."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
+from etils import epath
 
 from atss_jax.data.dataset import DetectionDataset
 from atss_jax.drawing import html_page
 from atss_jax.errors import UserError
 from atss_jax.models.detector import DetectorNetwork, init_variables
-from atss_jax.run import evaluation_folder, recipe_changes, recipe_files, recipe_io
+from atss_jax.run import evaluation_folder, recipe_changes, recipe_files, recipe_io, workdir_files
 from atss_jax.run.recipe import Recipe
 
 PATHS = ("train_annotations", "train_images", "val_annotations", "val_images")
@@ -65,7 +65,7 @@ def read_about(folder: Path, recipe: Recipe) -> str:
       UserError: the evaluation had no metrics, or was of another split than the recipe names now.
     """
     path = folder / "result.json"
-    result = json.loads(path.read_text()) if path.exists() else {}
+    result = workdir_files.read_result(epath.Path(path))
     split = evaluation_folder.split_name(recipe)
     if recipe.eval.format_only:
         raise UserError(f"{folder}: detections of a split without annotations: nothing to compare.")
@@ -118,10 +118,9 @@ def _parameters(recipe: Recipe, dataset: DetectionDataset) -> int:
 
 def _result(workdir: Path) -> list[tuple[str, str]]:
     """What result.json says; nothing before a run has ended."""
-    path = workdir / "result.json"
-    if not path.exists():
+    result = workdir_files.read_result(epath.Path(workdir) / "result.json")
+    if not result:
         return [("training", "not ended")]
-    result = json.loads(path.read_text())
     minutes = result["wall_seconds"] / 60
     facts = [
         ("training", f"{result['steps']:,} steps in {minutes:.1f} minutes, "

@@ -6,7 +6,6 @@ step, a checkpoint is exactly what was measured, and `metrics.jsonl` is on disk 
 """
 
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Generator
@@ -18,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from atss_jax.data import loader
+from atss_jax.errors import UserError
 from atss_jax.evaluation.coco_metrics import known_or_none
 from atss_jax.run import (
     build,
@@ -287,12 +287,13 @@ class Loop:
         self._signal.enter("the run is complete", stop_signal.COMPLETE_SECONDS, code=0)
         if jax.process_index() != 0:
             return {}
-        path = self._workdir / "result.json"
-        if self._start == num_steps and path.exists():
-            old = json.loads(path.read_text())
-            if old.get("steps") == num_steps and bool(old.get("metrics")) == bool(metrics):
-                self._close_with_table(num_steps, ended)
-                return old  # nothing was left to do
+        old: dict[str, Any] = {}
+        with contextlib.suppress(UserError):  # a damaged one is written anew
+            old = workdir_files.read_result(self._workdir / "result.json")
+        is_same = old.get("steps") == num_steps and bool(old.get("metrics")) == bool(metrics)
+        if self._start == num_steps and is_same:
+            self._close_with_table(num_steps, ended)
+            return old  # nothing was left to do
         result = workdir_files.write_result(
             self._workdir,
             about=self._about(num_steps, ended) if metrics else {},

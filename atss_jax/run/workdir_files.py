@@ -34,6 +34,23 @@ def write_json(path: epath.Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
+def read_result(path: epath.Path) -> dict[str, Any]:
+    """The content of a result.json; {} where there is none.
+
+    Raises:
+      UserError: a damaged file.
+    """
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path}: damaged ({error}). Remove it, and repeat the command of the training or the "
+            "evaluation, which writes it anew."
+        ) from error
+
+
 def checkpoint_steps(workdir: epath.Path) -> list[int]:
     """Steps of the checkpoints in a workdir."""
     folder = workdir / "checkpoints"

@@ -30,6 +30,8 @@ from atss_jax.training.quality_losses import quality_focal_loss, quality_targets
 from atss_jax.typing import Array, Float, Int
 
 NORMALIZERS = ("positives", "retinanet")
+MIN_QUALITY = 1e-6
+"""Smallest target of a positive in the varifocal loss, to which 0 is a negative (mmdetection's)."""
 
 
 def focal_loss(
@@ -201,9 +203,11 @@ class LossSettings:
         """Loss of every anchor and class [B, N, K] of a level."""
         if quality is None:
             return focal_loss(logits, labels, alpha=self.focal_alpha, gamma=self.focal_gamma)
-        target = quality_targets(labels, quality, logits.shape[-1])
         if self.cls_loss == "quality_focal":
+            target = quality_targets(labels, quality, logits.shape[-1])
             return quality_focal_loss(logits, target, beta=self.quality_beta)
+        quality = jnp.maximum(quality, MIN_QUALITY)
+        target = quality_targets(labels, quality, logits.shape[-1])
         return varifocal_loss(
             logits, target, alpha=self.varifocal_alpha, gamma=self.varifocal_gamma
         )
