@@ -45,11 +45,11 @@ def run(folder):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parallel, "make_mesh", lambda: mesh)
             parts = training_setup.set_up(config)
-        norm = config.model.backbone_norm
-        if norm not in initial:
+        network = (config.model.backbone_norm, config.model.centerness)
+        if network not in initial:
             init = jax.jit(lambda: init_variables(parts.settings.model, config.data.buckets[0], 0))
-            initial[norm] = jax.device_get(init())
-        state = train_step.init_state(parts.settings, initial[norm])
+            initial[network] = jax.device_get(init())
+        state = train_step.init_state(parts.settings, initial[network])
         shardings = parallel.state_shardings(state, mesh, fsdp=fsdp)
         state = jax.device_put(state, shardings)
         step = compiled_steps.setdefault(
@@ -230,8 +230,19 @@ def test_predictions_decide_the_targets(run):
     assert metrics[0]["num_positives"] != static[0]["num_positives"]
 
 
-def test_accumulation_is_the_whole_batch_for_predictions_too(run):
-    whole, parts = (run(1, steps=1, **TASK_ALIGNED, optim__accumulate=n) for n in (1, 4))
+QUALITY = {
+    **{"loss__cls_loss": "quality_focal", "loss__box_weights": "score", "eval__score": "cls"},
+    **{"model__centerness": "none", "model__backbone_norm": "frozen_bn"},
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [TASK_ALIGNED, pytest.param(QUALITY, marks=pytest.mark.slow)],
+    ids=["task-aligned", "weights by score"],
+)
+def test_accumulation_is_the_whole_batch_for_predictions_too(run, fields):
+    whole, parts = (run(1, steps=1, **fields, optim__accumulate=n) for n in (1, 4))
     assert whole[0][0]["num_positives"] == parts[0][0]["num_positives"] > 0
     for name in ("loss", "loss_cls", "loss_box", "loss_centerness", "grad_norm"):
         np.testing.assert_allclose(parts[0][0][name], whole[0][0][name], rtol=1e-5, err_msg=name)
@@ -240,7 +251,7 @@ def test_accumulation_is_the_whole_batch_for_predictions_too(run):
     for name, momentum in momenta.items():
         np.testing.assert_allclose(others[name], momentum, atol=1e-5 * largest, err_msg=name)
     # Another count of devices: the assignment inside the loss function stays local.
-    assert_same_training(whole, run(4, steps=1, **TASK_ALIGNED))
+    assert_same_training(whole, run(4, steps=1, **fields))
 
 
 def test_atss_assigns_until_the_warm_up_is_over(run):
