@@ -63,7 +63,7 @@ def cost_name(row: Row, preset: str) -> str:
     >>> cost_name(table_rows.selected(["beyond"], ["DIoU loss"])[0], "mini")
     'mini:ablations+loss.box_loss=diou'
     """
-    fields = [f"+{name}={value}" for name, value in row.fields if not name.startswith("eval.")]
+    fields = [f"+{name}={value}" for name, value in row.trained]
     recipe = f"mini:{row.config}" if preset == "mini" else row.config
     return recipe + "".join(fields)
 

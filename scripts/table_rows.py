@@ -37,13 +37,22 @@ class Row(NamedTuple):
     """Percent; COCO val2017, test-dev in Table 8. None where it is not at hand."""
     fields: tuple[tuple[str, str], ...] = ()
     """("group.field", value) that are changed besides, for `config` and not for `base`."""
-    test: tuple[str, ...] = ()
-    """Flags of a further evaluation of the same run, whose AP is the row's."""
+
+    @property
+    def trained(self) -> tuple[tuple[str, str], ...]:
+        """`fields` that the training has."""
+        return tuple(field for field in self.fields if not field[0].startswith("eval."))
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """`fields` for the command line."""
-        return tuple(f"--config.{name}={value}" for name, value in self.fields)
+        """Those for the command line."""
+        return tuple(f"--config.{name}={value}" for name, value in self.trained)
+
+    @property
+    def test(self) -> tuple[str, ...]:
+        """The others: flags of a further evaluation of the same run, whose AP is the row's."""
+        rest = [field for field in self.fields if field not in self.trained]
+        return tuple(f"--config.{name}={value}" for name, value in rest)
 
     @property
     def run(self) -> str:
@@ -51,7 +60,7 @@ class Row(NamedTuple):
         recipe, _, argument = ALIASES.get(self.config, self.config).partition(":")
         defaults = ("", "k=9", "anchor_scale=8", "aspect_ratio=1")
         parts = [p for p in argument.split(",") if p not in defaults]
-        parts += [f"{name.split('.')[1]}={value}" for name, value in self.fields]
+        parts += [f"{name.split('.')[1]}={value}" for name, value in self.trained]
         return re.sub(r"[^\w.+-]", "_", "-".join([recipe, *parts]))
 
 
@@ -176,7 +185,7 @@ def _final_models() -> list[Row]:
         "x101_32x8d": (45.1, 47.7, 50.6),
         "x101_64x4d": (45.6, 47.7, 50.7),
     }
-    test = ("--config.eval.multiscale=paper",)
+    test = ("eval.multiscale", "paper")
     for name, (plain, deformable, tested) in averages.items():
         config = f"paper_table8:backbone={name}"
         changes = (*backbone, *(() if name == "r101" else ("model.flavour",)), *long)
@@ -184,7 +193,8 @@ def _final_models() -> list[Row]:
         rows.append(Row("8", f"ATSS {name} DCN", f"{config},dcn", config, dcn, deformable))
         if tested is not None:
             title = f"ATSS {name} DCN, multi-scale testing"
-            rows.append(Row("8", title, f"{config},dcn", config, dcn, tested, test=test))
+            both = (*dcn, "eval.multiscale")
+            rows.append(Row("8", title, f"{config},dcn", config, both, tested, fields=(test,)))
     return rows
 
 

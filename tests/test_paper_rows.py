@@ -70,7 +70,7 @@ def test_rows_differ_from_their_base_in_exactly_the_named_fields():
 
 @pytest.mark.parametrize("preset", row_jobs.PRESETS)
 def test_rows_share_a_run_if_their_recipes_are_equal(preset):
-    recipes = {row: load(row.config, row.fields) for row in ROWS}
+    recipes = {row: load(row.config, row.trained) for row in ROWS}
     if preset == "mini":
         recipes = {row: mini.shrink(recipe) for row, recipe in recipes.items()}
     pairs = {(row.run, repr(recipe)) for row, recipe in recipes.items()}
@@ -547,7 +547,7 @@ def test_quantiles_of_the_t_distribution(freedom, t):
     assert row_report.t_quantile(freedom) == pytest.approx(t, abs=2e-3)
 
 
-RUNS: dict[str, Row] = {row.run: row for row in ROWS}
+RUNS: dict[str, Row] = {"".join((row.run, *row.test)): row for row in ROWS}
 
 
 @pytest.fixture(scope="session")
