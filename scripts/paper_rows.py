@@ -2,8 +2,8 @@ r"""The paper's Tables 1 to 8 (arXiv 1912.02424) and recipes after it: list, run
 
     python scripts/paper_rows.py list --tables 4,5            rows with their commands
     python scripts/paper_rows.py run --tables 2,3 --preset mini --seeds 3 --out FOLDER
-    python scripts/paper_rows.py report --out FOLDER          Markdown; --html, --json for files
-    python scripts/paper_rows.py equal-time --out FOLDER ...  beside plain ATSS in equal time
+    python scripts/paper_rows.py report --preset mini --out FOLDER           --html, --json: files
+    python scripts/paper_rows.py equal-time --preset mini --out FOLDER ...   see docs/beyond.md
 
 `run` skips what is finished, so the same command goes on, and with --known=RESULTS.json also what
 an earlier report wrote. Any number of machines may run it on a shared FOLDER

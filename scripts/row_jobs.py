@@ -156,7 +156,9 @@ def settings(command: Sequence[str]) -> dict[str, str]:
     return {n: v for n, v in pairs if not PLACES.fullmatch(n.removeprefix("--config."))}
 
 
-def check_same(results: Iterable[dict[str, Any]], jobs: Sequence[Job], extra: tuple[str, ...]):
+def check_same(
+    results: Iterable[dict[str, Any]], jobs: Sequence[Job], extra: tuple[str, ...]
+) -> None:
     """Refuses results that other flags made than those of the jobs of their names.
 
     Raises:
