@@ -268,6 +268,11 @@ def test_every_level_has_its_own_scale(scale):
     assert same == [True, False]
 
 
+def applied(head: Head, params: Any, features: tuple[Any, ...], *, train: bool = False) -> Any:
+    """Its outputs for features without padding."""
+    return head.apply({"params": params}, features, (None,) * len(features), train=train)
+
+
 def star_head():
     config = ModelConfig(head_convs=1, fpn_channels=8, centerness="none", **HEADS["vfnet"])
     head, values = Head(config, 3), np.random.default_rng(6).normal(size=(1, 5, 5, 8))
@@ -277,7 +282,7 @@ def star_head():
 
 def test_refined_boxes_are_factors_on_first_boxes_that_get_no_gradient_through_them():
     head, features, variables = star_head()
-    start = head.apply(variables, jax.tree.map(jnp.zeros_like, features), (None,), train=True)
+    start = applied(head, variables["params"], jax.tree.map(jnp.zeros_like, features), train=True)
     np.testing.assert_allclose(start.first_boxes[0], 4, rtol=1e-6)  # strides a side
     np.testing.assert_allclose(start.box_regression[0], 4, rtol=1e-6)
     variables = randomly(variables)
@@ -286,7 +291,7 @@ def test_refined_boxes_are_factors_on_first_boxes_that_get_no_gradient_through_t
         variables["params"][name]["kernel"] *= 0
 
     def refined(params):
-        return jnp.sum(head.apply({"params": params}, features, (None,)).box_regression[0])
+        return jnp.sum(applied(head, params, features).box_regression[0])
 
     gradient = jax.grad(refined)(variables["params"])
     assert not any(np.any(x) for x in jax.tree.leaves(gradient["box_regression"]))
@@ -300,7 +305,7 @@ def test_scores_are_read_on_the_box_which_gets_a_tenth_of_their_gradient():
     def scores(params, share):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(star_refinement, "GRADIENT_SHARE", share)
-            return jnp.sum(head.apply({"params": params}, features, (None,)).cls_logits[0])
+            return jnp.sum(applied(head, params, features).cls_logits[0])
 
     own, full, none = (
         jax.grad(scores)(variables["params"], share)["box_regression"]["kernel"]
@@ -315,7 +320,7 @@ def test_the_quality_of_a_box_teaches_its_distributions():
     head = Head(config, 3)
     features = (jnp.asarray(np.random.default_rng(7).normal(size=(1, 3, 3, 8)), jnp.float32),)
     variables = randomly(head.init(jax.random.key(0), features, (None,)))
-    gradient = jax.grad(
-        lambda params: jnp.sum(head.apply({"params": params}, features, (None,)).cls_logits[0])
-    )(variables["params"])
+    gradient = jax.grad(lambda params: jnp.sum(applied(head, params, features).cls_logits[0]))(
+        variables["params"]
+    )
     assert np.any(gradient["box_regression"]["kernel"])
