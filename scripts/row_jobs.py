@@ -147,12 +147,15 @@ def _recipe(config: str) -> Recipe:
 
 
 def settings(command: Sequence[str]) -> dict[str, str]:
-    """The fields that a command sets, with what decides its result.
+    """The fields that a command sets, but for places.
+
+    Its recipe is not among them: rows that name it differently, as "ablations:k=9" and "ablations",
+    share a run, whose name tells it from others.
 
     >>> settings("python -m x --config=mini:a --workdir=W --config.run.seed=1".split())
-    {'--config': 'mini:a', '--config.run.seed': '1'}
+    {'--config.run.seed': '1'}
     """
-    pairs = [word.partition("=")[::2] for word in command if word.startswith("--config")]
+    pairs = [word.partition("=")[::2] for word in command if word.startswith("--config.")]
     return {n: v for n, v in pairs if not PLACES.fullmatch(n.removeprefix("--config."))}
 
 

@@ -381,6 +381,18 @@ def test_what_cannot_be_is_refused_before_anything_is_made(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    "tables", ["2,4,7,3,6,5,1,beyond", "4", "5", "6", "7"], ids=lambda tables: f"tables {tables}"
+)
+def test_the_results_of_the_repository_are_known(tmp_path, capsys, monkeypatch, tables):
+    known = f"--known={ROOT}/docs/results/paper_mini.json"
+    run = ["run", f"--tables={tables}", "--preset=mini", "--seeds=3", f"--out={tmp_path}/rows"]
+    monkeypatch.setattr(row_jobs, "run_job", None)  # would raise TypeError
+    call(monkeypatch, 0, *run, known)
+    jobs = row_jobs.make_jobs(table_rows.selected(tables.split(",")), "mini", 3)
+    assert f"has {len(jobs)} of {len(jobs)} runs" in capsys.readouterr().out
+
+
 def test_rows_of_other_flags_or_data_are_refused(tmp_path, capsys, monkeypatch):
     row_results.write(tmp_path / "known.json", [result("ablations-k_15", 0, 0.1)])
     run = ["run", "--preset=mini", "--rows=k=15", f"--out={tmp_path}/out"]
