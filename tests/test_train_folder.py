@@ -81,3 +81,6 @@ def test_a_folder_becomes_a_detector(tmp_path):
     assert len(found.boxes) == len(found.scores)
     again = atss_jax.train(config="quickstart", workdir=tmp_path / "run", fields=fields)
     assert again.result == run.result  # nothing was left to do
+    (tmp_path / "run" / "result.json").write_text("")
+    mended = atss_jax.train(config="quickstart", workdir=tmp_path / "run", fields=fields)
+    assert mended.metrics == run.metrics and mended.result["steps"] == run.result["steps"]

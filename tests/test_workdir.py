@@ -270,3 +270,14 @@ def test_weights_are_looked_for_at_the_first_start_only(tmp_path):
         given_paths.check(config, "train", str(tmp_path / "run"))
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     given_paths.check(config, "train", str(tmp_path / "run"))
+
+
+def test_a_damaged_result_is_named_and_a_missing_one_is_empty(tmp_path):
+    path = epath.Path(tmp_path / "result.json")
+    assert files.read_result(path) == {}
+    path.write_text('{"steps": 3}')
+    assert files.read_result(path) == {"steps": 3}
+    for text in ("", '{"steps": ', "[1]"):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"result.json: damaged .*repeat the command"):
+            files.read_result(path)
